@@ -1,0 +1,1 @@
+"""What passes and exporters ask of a graph."""
