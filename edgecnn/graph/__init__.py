@@ -1,1 +1,1 @@
-"""What passes and exporters ask of a graph."""
+"""What passes and exporters ask of a graph: shapes, constants, folding, and the Program."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Post-training quantization: the scheme, observers, calibration and the integer reference."""

@@ -1,0 +1,184 @@
+"""Lowerings of operators that move values: reshape, transpose, slice, split, pad, concat, resize."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from edgecnn.errors import UnsupportedOpError
+from edgecnn.graph.build import ProgramBuilder
+from edgecnn.graph.nodes import argument, aten, layer_name
+from edgecnn.graph.program import BATCH
+
+GETITEM = operator.getitem
+
+
+def identity(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Pass the value through (dropout in eval mode, contiguous, clone)."""
+    return builder.tensor(node.args[0])
+
+
+def getitem(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Pick one value of an operator that gives several."""
+    source, index = node.args
+    values = builder.values.get(source)  # type: ignore[arg-type]
+    picked = values[index] if isinstance(values, list) else None  # type: ignore[index]
+    if picked is None:
+        raise UnsupportedOpError(f"{layer_name(source)}: output {index} has no lowering")  # type: ignore[arg-type]
+    return str(picked)
+
+
+def concat(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.cat."""
+    tensors: Any = node.args[0]
+    axis = int(argument(node, 1, "dim", 0)) % len(builder.shape(node))
+    return builder.emit(node, "concat", [builder.tensor(t) for t in tensors], {"axis": axis})
+
+
+def reshape(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower view, reshape, flatten, squeeze and unsqueeze; the new shape is the value's own."""
+    x = builder.tensor(node.args[0])
+    shape = builder.shape(node)
+    if builder.tensors[x].shape == shape:
+        return x
+    if shape[0] != BATCH:
+        raise UnsupportedOpError(f"{layer_name(node)} gives shape {shape}, expected the batch in dimension 0")
+    return builder.emit(node, "reshape", [x], {"shape": shape})
+
+
+def _permute(builder: ProgramBuilder, node: fx.Node, perm: tuple[int, ...]) -> str:
+    x = builder.tensor(node.args[0])
+    if perm == tuple(range(len(perm))):
+        return x
+    if perm[0] != 0:
+        raise UnsupportedOpError(f"{layer_name(node)} moves the batch out of dimension 0")
+    return builder.emit(node, "transpose", [x], {"perm": perm})
+
+
+def permute(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.permute."""
+    dims: Any = node.args[1]
+    return _permute(builder, node, tuple(int(d) % len(dims) for d in dims))
+
+
+def transpose(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.transpose of two dimensions."""
+    rank = len(builder.shape(node))
+    a, b = int(node.args[1]) % rank, int(node.args[2]) % rank  # type: ignore[arg-type]
+    perm = list(range(rank))
+    perm[a], perm[b] = b, a
+    return _permute(builder, node, tuple(perm))
+
+
+def _slice(builder: ProgramBuilder, node: fx.Node, axis: int, start: int, stop: int, step: int = 1) -> str:
+    """Emit x[start:stop:step] along one axis, or nothing where that is all of it."""
+    x = builder.tensor(node.args[0])
+    shape = list(builder.tensors[x].shape)
+    if axis == 0 and shape[0] == BATCH:
+        if start == 0 and step == 1 and stop >= 2**31:
+            return x
+        raise UnsupportedOpError(f"{layer_name(node)} slices the batch")
+    if (start, stop, step) == (0, shape[axis], 1):
+        return x
+    shape[axis] = len(range(start, stop, step))
+    return builder.emit(
+        node, "slice", [x], {"axis": axis, "start": start, "stop": stop, "step": step}, tuple(shape)
+    )
+
+
+def slice_tensor(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.slice."""
+    x = builder.tensor(node.args[0])
+    shape = builder.tensors[x].shape
+    axis = int(argument(node, 1, "dim", 0)) % len(shape)
+    start, stop, step = (
+        argument(node, 2, "start"),
+        argument(node, 3, "end"),
+        int(argument(node, 4, "step", 1)),
+    )
+    if axis == 0 and shape[0] == BATCH:
+        return _slice(builder, node, 0, start or 0, 2**31 if stop is None else stop, step)
+    size = shape[axis]
+    start = 0 if start is None else int(start)
+    stop = size if stop is None else int(stop)
+    start = min(max(start + size if start < 0 else start, 0), size)
+    stop = min(max(stop + size if stop < 0 else stop, start), size)
+    return _slice(builder, node, axis, start, stop, step)
+
+
+def narrow(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.narrow."""
+    axis = int(node.args[1]) % len(builder.shape(node))  # type: ignore[arg-type]
+    start, length = int(node.args[2]), int(node.args[3])  # type: ignore[arg-type]
+    return _slice(builder, node, axis, start, start + length)
+
+
+def select(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.select: a slice of one, then its dimension dropped."""
+    x = builder.tensor(node.args[0])
+    x_shape = builder.tensors[x].shape
+    axis = int(node.args[1]) % len(x_shape)  # type: ignore[arg-type]
+    index = int(node.args[2]) % x_shape[axis]  # type: ignore[arg-type]
+    picked = _slice(builder, node, axis, index, index + 1)
+    return builder.emit(node, "reshape", [picked], {"shape": builder.shape(node)})
+
+
+def split(builder: ProgramBuilder, node: fx.Node) -> list[str]:
+    """Lower split, split_with_sizes and chunk as slices; the sizes are read off the values."""
+    pieces = builder.shapes[node.name]
+    axis_default = 0
+    axis = int(argument(node, 2, "dim", axis_default)) % len(pieces[0])
+    if axis == 0:
+        raise UnsupportedOpError(f"{layer_name(node)} splits the batch")
+    found, start = [], 0
+    for piece in pieces:
+        found.append(_slice(builder, node, axis, start, start + piece[axis]))
+        start += piece[axis]
+    return found
+
+
+def pad(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower constant padding; PyTorch lists (before, after) from the last dimension on."""
+    x = builder.tensor(node.args[0])
+    amounts: Any = node.args[1]
+    constant = node.target is aten.constant_pad_nd.default
+    mode = "constant" if constant else argument(node, 2, "mode", "constant")
+    value = argument(node, 2, "value", 0) if constant else argument(node, 3, "value", 0)
+    if mode != "constant" or min(amounts) < 0:
+        raise UnsupportedOpError(
+            f"{layer_name(node)} pads by {list(amounts)} in mode {mode!r}, expected mode 'constant', no cropping"
+        )
+    rank = len(builder.shape(node))
+    pads = [(0, 0)] * rank
+    for i in range(len(amounts) // 2):
+        pads[rank - 1 - i] = (int(amounts[2 * i]), int(amounts[2 * i + 1]))
+    if not any(before or after for before, after in pads):
+        return x
+    if pads[0] != (0, 0):
+        raise UnsupportedOpError(f"{layer_name(node)} pads the batch")
+    return builder.emit(node, "pad", [x], {"pads": tuple(pads), "value": float(value or 0.0)})
+
+
+def resize(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower nearest and bilinear upsampling to the size that the value has."""
+    x = builder.tensor(node.args[0])
+    out = builder.shape(node)
+    bilinear = "bilinear" in str(node.target)
+    align = bool(argument(node, 2, "align_corners", False)) if bilinear else False
+    if builder.tensors[x].shape == out:
+        return x
+    mode = "bilinear" if bilinear else "nearest"
+    return builder.emit(node, "resize", [x], {"size": (out[2], out[3]), "mode": mode, "align_corners": align})
+
+
+def expand(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Pass an expand through where only broadcasting arithmetic reads it."""
+    x = builder.tensor(node.args[0])
+    broadcasting = {aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor}
+    if builder.tensors[x].shape != builder.shape(node) and any(
+        u.target not in broadcasting for u in node.users
+    ):
+        raise UnsupportedOpError(f"{layer_name(node)} feeds an operator that does not broadcast")
+    return x

@@ -1,0 +1,276 @@
+"""Observers: from the values seen in calibration to the range [low, high] that int8 should cover.
+
+All are streaming and need a fixed amount of memory, whatever the number and size of the batches.
+
+    min_max          every value seen
+    moving_average   m <- m + (batch extreme - m) / 10
+    percentile       cuts 0.01 % of the values off, split between both ends
+    mse              minimizes  sum_i n_i (x_i - dequantize(quantize(x_i)))^2  over the histogram
+    entropy          minimizes the Kullback-Leibler divergence of the 8-bit histogram from the full one
+
+Source: Jacob et al. 2018, arXiv:1712.05877, section 3.1 (moving average); Migacz 2017, "8-bit inference with
+TensorRT" (entropy); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (mse).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgecnn.errors import RecipeError
+
+Float64s = npt.NDArray[np.float64]
+
+_NUM_BINS = 4096
+_MAX_SAMPLED = 1 << 16
+_STEPS = 100
+
+
+class Observer(Protocol):
+    """Sees values batch by batch, then says which range to cover."""
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, of any shape."""
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+
+
+class MinMaxObserver:
+    """Covers every value seen.
+
+    Example:
+        >>> o = MinMaxObserver(); o.observe(torch.tensor([0.5, 2.0])); o.observe(torch.tensor([-1.0])); o.range()
+        (-1.0, 2.0)
+    """
+
+    def __init__(self) -> None:
+        self.low = 0.0
+        self.high = 0.0
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, of any shape."""
+        low, high = torch.aminmax(x)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+        return self.low, self.high
+
+
+class MovingAverageObserver:
+    """Follows each batch's extremes by a tenth of the distance.
+
+    Example:
+        >>> o = MovingAverageObserver(); o.observe(torch.tensor([0.0, 1.0])); o.observe(torch.tensor([0.0, 2.0]))
+        >>> o.range()
+        (0.0, 1.1)
+    """
+
+    def __init__(self) -> None:
+        self.extremes: tuple[float, float] | None = None
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, of any shape."""
+        low, high = (float(v) for v in torch.aminmax(x))
+        if self.extremes is None:
+            self.extremes = (low, high)
+        else:
+            self.extremes = (
+                self.extremes[0] + 0.1 * (low - self.extremes[0]),
+                self.extremes[1] + 0.1 * (high - self.extremes[1]),
+            )
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+        low, high = self.extremes or (0.0, 0.0)
+        return min(low, 0.0), max(high, 0.0)
+
+
+class Histogram:
+    """Counts over a range that grows by doubling: bins of one width, as many below zero as above.
+
+    At most 65,536 evenly spaced values of a batch are counted; the extremes are exact.
+
+    Attributes:
+        counts: float64 (4096,).
+        width: of a bin, 0 before the first value that is not zero.
+        low, high: extremes seen.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Float64s = np.zeros(_NUM_BINS)
+        self.width = 0.0
+        self.low = 0.0
+        self.high = 0.0
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Count a batch of values, of any shape."""
+        values = x.detach().reshape(-1)
+        low, high = (float(v) for v in torch.aminmax(values))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        reach = max(-low, high, 0.0)
+        half = _NUM_BINS // 2
+        if reach == 0.0:
+            self.counts[half] += min(values.numel(), _MAX_SAMPLED)
+            return
+        if self.width == 0.0:
+            self.width = reach / (half - 1)
+        while reach >= self.width * half:
+            self._double()
+        step = -(-values.numel() // _MAX_SAMPLED) | 1  # odd, so as not to walk along one image column
+        index = torch.floor(values[::step] / self.width).to(torch.int64) + half
+        self.counts += torch.bincount(index.clamp_(0, _NUM_BINS - 1), minlength=_NUM_BINS).numpy()
+
+    def _double(self) -> None:
+        quarter = _NUM_BINS // 4
+        merged = self.counts.reshape(-1, 2).sum(axis=1)
+        self.counts = np.zeros(_NUM_BINS)
+        self.counts[quarter : 3 * quarter] = merged
+        self.width *= 2.0
+
+    def filled(self) -> tuple[Float64s, Float64s]:
+        """Return (centers, counts) of the bins that hold anything."""
+        index = np.flatnonzero(self.counts)
+        centers = (index - _NUM_BINS // 2 + 0.5) * self.width
+        return np.clip(centers, self.low, self.high), self.counts[index]
+
+
+class PercentileObserver:
+    """Cuts the rarest 0.01 % of the values off, half at each end (all at the top where none is negative)."""
+
+    def __init__(self, percentile: float = 99.99) -> None:
+        self.histogram = Histogram()
+        self.percentile = percentile
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, of any shape."""
+        self.histogram.observe(x)
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+        centers, counts = self.histogram.filled()
+        if self.histogram.width == 0.0:
+            return 0.0, 0.0
+        share = np.cumsum(counts) / counts.sum()
+        cut = 1.0 - self.percentile / 100.0
+        two_sided = self.histogram.low < 0.0
+        upper = 1.0 - (cut / 2 if two_sided else cut)
+        high = float(centers[min(np.searchsorted(share, upper), len(centers) - 1)]) + self.histogram.width / 2
+        low = float(centers[np.searchsorted(share, cut / 2)]) - self.histogram.width / 2 if two_sided else 0.0
+        return max(min(low, 0.0), self.histogram.low), min(max(high, 0.0), self.histogram.high)
+
+
+def quantization_error(centers: Float64s, counts: Float64s, lows: Float64s, highs: Float64s) -> Float64s:
+    """Return the summed squared error of 8-bit quantization for each candidate range.
+
+    Args:
+        centers: (bins,) values.
+        counts: (bins,) how often each was seen.
+        lows: (candidates,), at most 0.
+        highs: (candidates,), at least 0.
+
+    Returns:
+        (candidates,) sum_i n_i (x_i - s (clamp(round(x_i / s) + z, -128, 127) - z))^2.
+
+    Example: levels 0, 1, ..., 255 hold 3 exactly and clip 256 to 255.
+        >>> quantization_error(np.array([3.0, 256.0]), np.array([5.0, 2.0]), np.array([0.0]), np.array([255.0]))
+        array([2.])
+    """
+    scale = np.maximum((highs - lows) / 255.0, 1e-30)[:, None]
+    zero_point = np.rint(-128.0 - lows[:, None] / scale)
+    q = np.clip(np.rint(centers[None, :] / scale) + zero_point, -128, 127)
+    error: Float64s = ((centers[None, :] - scale * (q - zero_point)) ** 2 * counts[None, :]).sum(axis=1)
+    return error
+
+
+class MseObserver:
+    """Shrinks the range where clipping rare values costs less than coarser steps for all others."""
+
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, of any shape."""
+        self.histogram.observe(x)
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+        low, high = self.histogram.low, self.histogram.high
+        if self.histogram.width == 0.0:
+            return low, high
+        centers, counts = self.histogram.filled()
+        factors = np.linspace(1.0, 0.2, _STEPS)
+        for _ in range(2 if low < 0.0 < high else 1):
+            if high > 0.0:
+                highs = factors * self.histogram.high
+                high = float(
+                    highs[np.argmin(quantization_error(centers, counts, np.full(_STEPS, low), highs))]
+                )
+            if low < 0.0:
+                lows = factors * self.histogram.low
+                low = float(lows[np.argmin(quantization_error(centers, counts, lows, np.full(_STEPS, high)))])
+        return low, high
+
+
+class EntropyObserver:
+    """Picks the range whose 8-bit histogram stays closest to the full one in Kullback-Leibler divergence."""
+
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, of any shape."""
+        self.histogram.observe(x)
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+        low, high = self.histogram.low, self.histogram.high
+        if self.histogram.width == 0.0:
+            return low, high
+        centers, counts = self.histogram.filled()
+        factors = np.linspace(1.0, 0.2, _STEPS)
+        divergences = [_divergence(centers, counts, f * low, f * high) for f in factors]
+        best = float(factors[int(np.argmin(divergences))])
+        return best * low, best * high
+
+
+def _divergence(centers: Float64s, counts: Float64s, low: float, high: float) -> float:
+    """Return KL(p || q): p is the clipped histogram, q spreads each of 256 levels over its filled bins."""
+    clipped = np.clip(centers, low, high)
+    level = np.rint((clipped - low) / max(high - low, 1e-30) * 255.0).astype(np.int64)
+    inside = (centers >= low) & (centers <= high)
+    mass = np.bincount(level, weights=np.where(inside, counts, 0.0), minlength=256)
+    bins = np.bincount(level, weights=inside.astype(np.float64), minlength=256)
+    p = np.where(inside, counts, 0.0)
+    first, last = np.flatnonzero(inside)[[0, -1]] if inside.any() else (0, 0)
+    p[first] += counts[centers < low].sum()
+    p[last] += counts[centers > high].sum()
+    q = np.where(inside, mass[level] / np.maximum(bins[level], 1.0), 0.0)
+    p, q = p / max(p.sum(), 1e-30), q / max(q.sum(), 1e-30)
+    keep = p > 0
+    return float((p[keep] * np.log(p[keep] / np.maximum(q[keep], 1e-12))).sum())
+
+
+OBSERVERS: dict[str, Callable[[], Observer]] = {
+    "min_max": MinMaxObserver,
+    "moving_average": MovingAverageObserver,
+    "percentile": PercentileObserver,
+    "mse": MseObserver,
+    "entropy": EntropyObserver,
+}
+
+
+def make_observer(name: str) -> Observer:
+    """Return a fresh observer.
+
+    Raises:
+        RecipeError: for a name that is none.
+    """
+    if name not in OBSERVERS:
+        raise RecipeError(f"observer is {name!r}, expected one of {', '.join(OBSERVERS)}")
+    return OBSERVERS[name]()

@@ -1,0 +1,157 @@
+"""Pooling, reductions, resizing and data movement of the NumPy reference.
+
+All but mean keep the quantization parameters of their input, so they work on raw int8 values:
+
+    avg_pool2d, mean   q_y = round_half_even(sum(q_x - zero_point_x) * (s_x / (count * s_y))) + zero_point_y
+    resize, bilinear   q_y = round_half_even(interpolate(q_x)), in float32
+    the others         the same values, moved or compared
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgecnn.graph.program import Array, QuantParams
+from edgecnn.quantize.reference_call import Q_MIN, Call, float_scale, to_levels
+
+
+def max_pool2d(call: Call) -> Array:
+    """Compute max_pool2d: x (n, c, h, w) -> (n, c, h_out, w_out); padding never wins."""
+    (x,) = call.arrays
+    fill = Q_MIN if call.is_quantized else -np.inf
+    y: Array | None = None
+    for window in _windows(x, call, fill):
+        y = window.copy() if y is None else np.maximum(y, window, out=y)
+    return x if y is None else y
+
+
+def avg_pool2d(call: Call) -> Array:
+    """Compute avg_pool2d: x (n, c, h, w) -> (n, c, h_out, w_out).
+
+    With count_include_pad the divisor is the kernel's area, else how many values are not padding.
+    """
+    (x,) = call.arrays
+    kernel = call.attribute("kernel")
+    values = x if not call.is_quantized else x.astype(np.int32) - call.quant(0).zero_point
+    total = sum(_windows(values, call, 0), start=np.zeros((), values.dtype))
+    count: Array | int = kernel[0] * kernel[1]
+    if not call.attribute("count_include_pad", True):
+        ones = np.ones((1, 1, *x.shape[2:]), np.int32)
+        count = np.asarray(sum(_windows(ones, call, 0), start=np.zeros((), np.int32)))  # (1, 1, h_out, w_out)
+    if not call.is_quantized:
+        return np.asarray(total / np.asarray(count, np.float32), np.float32)
+    return _averaged(total, count, call.quant(0), call.output_quant)
+
+
+def mean(call: Call) -> Array:
+    """Compute the mean over `axes`."""
+    (x,) = call.arrays
+    axes, keepdim = tuple(call.attribute("axes")), bool(call.attribute("keepdim", False))
+    if not call.is_quantized:
+        return np.asarray(x.mean(axis=axes, keepdims=keepdim, dtype=np.float32))
+    count = math.prod(x.shape[axis] for axis in axes)
+    total = x.sum(axis=axes, keepdims=keepdim, dtype=np.int64) - count * call.quant(0).zero_point
+    return _averaged(total, count, call.quant(0), call.output_quant)
+
+
+def amax(call: Call) -> Array:
+    """Compute the maximum over `axes`."""
+    axes, keepdim = tuple(call.attribute("axes")), bool(call.attribute("keepdim", False))
+    return np.asarray(call.arrays[0].max(axis=axes, keepdims=keepdim))
+
+
+def concat(call: Call) -> Array:
+    """Join the inputs along `axis`."""
+    return np.concatenate(call.arrays, axis=call.attribute("axis"))
+
+
+def slice_axis(call: Call) -> Array:
+    """Take x[start:stop:step] along `axis`."""
+    (x,) = call.arrays
+    index = [slice(None)] * x.ndim
+    index[call.attribute("axis")] = slice(
+        call.attribute("start", 0), call.attribute("stop"), call.attribute("step", 1)
+    )
+    return x[tuple(index)]
+
+
+def pad(call: Call) -> Array:
+    """Put the real number `value` around x, (before, after) per dimension."""
+    (x,) = call.arrays
+    value = np.full((), call.attribute("value", 0.0), np.float32)
+    fill = call.output_quant.quantize(value) if call.is_quantized else value
+    return np.pad(x, call.attribute("pads"), constant_values=fill)
+
+
+def reshape(call: Call) -> Array:
+    """Give x (n, ...) another shape, the batch kept first."""
+    (x,) = call.arrays
+    return x.reshape(x.shape[0], *call.attribute("shape")[1:])
+
+
+def transpose(call: Call) -> Array:
+    """Permute the dimensions of x."""
+    return np.transpose(call.arrays[0], call.attribute("perm"))
+
+
+def resize(call: Call) -> Array:
+    """Resize x (n, c, h, w) to (n, c, *size).
+
+    "nearest" takes the value at floor(i * h / h_out), as PyTorch's "nearest" does; "bilinear" samples at
+    (i + 0.5) * h / h_out - 0.5 (not below 0), or with align_corners at i * (h - 1) / (h_out - 1).
+    """
+    (x,) = call.arrays
+    height, width = call.attribute("size")
+    if call.attribute("mode") == "nearest":
+        rows = np.arange(height) * x.shape[2] // height
+        columns = np.arange(width) * x.shape[3] // width
+        return x[:, :, rows[:, None], columns]
+    align_corners = bool(call.attribute("align_corners", False))
+    top, bottom, down = _interpolation(x.shape[2], height, align_corners)
+    left, right, across = _interpolation(x.shape[3], width, align_corners)
+    values = x.astype(np.float32)
+    rows = values[:, :, top] * (1 - down)[:, None] + values[:, :, bottom] * down[:, None]
+    y = rows[..., left] * (1 - across) + rows[..., right] * across
+    return np.asarray(np.rint(y), np.int8) if call.is_quantized else np.asarray(y)
+
+
+def _interpolation(size_in: int, size_out: int, align_corners: bool) -> tuple[Array, Array, Array]:
+    """Return for each output position its two source positions and float32 weight of the second."""
+    position = np.arange(size_out, dtype=np.float32)
+    if align_corners:
+        source = position * np.float32((size_in - 1) / max(size_out - 1, 1))
+    else:
+        source = np.maximum(
+            (position + np.float32(0.5)) * np.float32(size_in / size_out) - np.float32(0.5), 0
+        )
+    first = np.minimum(source.astype(np.int64), size_in - 1)
+    return first, np.minimum(first + 1, size_in - 1), (source - first).astype(np.float32)
+
+
+def _averaged(total: Array, count: Array | int, quant_x: QuantParams, quant_y: QuantParams) -> Array:
+    """Return the int8 mean of exact sums `total` over `count` values each."""
+    divisor = np.asarray(count, np.float32) * float_scale(quant_y)
+    return to_levels(total.astype(np.float32) * (float_scale(quant_x) / divisor), quant_y)
+
+
+def _windows(x: Array, call: Call, fill: float) -> list[Array]:
+    """Return what each kernel position of a pooling meets: views (n, c, h_out, w_out) of padded x."""
+    (k_h, k_w), (stride_h, stride_w) = call.attribute("kernel"), call.attribute("stride")
+    dilation_h, dilation_w = call.attribute("dilation", (1, 1))
+    top, left, bottom, right = call.attribute("padding", (0, 0, 0, 0))
+    if top or left or bottom or right:
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    height = (x.shape[2] - dilation_h * (k_h - 1) - 1) // stride_h + 1
+    width = (x.shape[3] - dilation_w * (k_w - 1) - 1) // stride_w + 1
+    return [
+        x[
+            :,
+            :,
+            i * dilation_h : i * dilation_h + (height - 1) * stride_h + 1 : stride_h,
+            j * dilation_w : j * dilation_w + (width - 1) * stride_w + 1 : stride_w,
+        ]
+        for i in range(k_h)
+        for j in range(k_w)
+    ]

@@ -1,0 +1,193 @@
+"""The pass `quantize_static`: int8 activations and weights, int32 biases, written into the graph once.
+
+    x_q = quantize(x; scale_x, z_x)       w_q = quantize(w; scale_w[c])       b_q = round(b / (scale_x scale_w[c]))
+
+The graph keeps PyTorch operators between quantize and dequantize nodes (it can be run, saved and trained
+further); the integers of weights and biases are buffers. Everything that is exported reads them from here.
+
+Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias correction).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers torch.ops.quantized_decomposed)
+
+from edgecnn.errors import PassError, RecipeError
+from edgecnn.graph.nodes import argument, aten, copy_graph, finish, layer_name
+from edgecnn.model import Model
+from edgecnn.pipeline import Need, PassContext
+from edgecnn.quantize.annotate import Slots, assign_slots, spec_of
+from edgecnn.quantize.calibrate import Statistics, calibrate
+from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
+from edgecnn.quantize.observers import OBSERVERS, make_observer
+from edgecnn.quantize.parameters import activation_parameters
+
+qd = torch.ops.quantized_decomposed
+Parameters = dict[fx.Node, tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class QuantizeStatic:
+    """Pass: static int8 (`static_wi8_ai8`).
+
+    Attributes:
+        observer: how activation ranges are chosen: min_max, moving_average, percentile, mse or entropy.
+        weight_observer: "mse" or "min_max", per output channel.
+        weight_bits: 8, or 7 for x86 without VNNI, whose u8 * s8 pair sums saturate at 16 bits.
+        num_samples: calibration images at most.
+        bias_correction: take the mean error that rounding the weights causes out of the biases.
+
+    Source: arXiv:1712.05877; arXiv:1906.04721 section 4.2.
+    """
+
+    observer: str = "mse"
+    weight_observer: str = "mse"
+    weight_bits: int = 8
+    num_samples: int = 512
+    bias_correction: bool = True
+
+    name: ClassVar[str] = "quantize_static"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+
+    def check(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            RecipeError: naming the parameter, what was found and what was expected.
+        """
+        if self.observer not in OBSERVERS:
+            raise RecipeError(f"observer is {self.observer!r}, expected one of {', '.join(OBSERVERS)}")
+        if self.weight_observer not in ("mse", "min_max"):
+            raise RecipeError(f"weight_observer is {self.weight_observer!r}, expected mse or min_max")
+        if self.weight_bits not in (7, 8):
+            raise RecipeError(f"weight_bits is {self.weight_bits}, expected 7 or 8")
+        if self.num_samples < 1:
+            raise RecipeError(f"num_samples is {self.num_samples}, expected at least 1")
+
+    def requires(self, model: Model) -> None:
+        """Refuse a graph that is quantized already or still has batch norms."""
+        for node in model.graph.graph.nodes:
+            if "quantized_decomposed" in str(node.target):
+                raise PassError("the model is quantized already", hint="start from the float model")
+            if node.target is aten.batch_norm.default:
+                raise PassError(
+                    f"{layer_name(node)} is not folded", hint="put fold_batch_norm ahead of quantize_static"
+                )
+
+    def run(self, model: Model, context: PassContext) -> Model:
+        """Return the model with quantize/dequantize nodes and integer weights."""
+        if context.calibration is None:
+            raise PassError("quantize_static needs calibration images, found none")
+        work = model.with_graph(fold_constants(copy_graph(model.graph)))
+        slots = assign_slots(work.graph)
+        layers = frozenset(n for n in work.graph.graph.nodes if _has_weight(n))
+        observers = {node: make_observer(self.observer) for node in slots.sources}
+        statistics = Statistics(observers)
+        indices = context.calibration_indices[: self.num_samples]
+        watched = layers if self.bias_correction else frozenset()
+        calibrate(work, statistics, watched, context.calibration, indices, context.progress)
+        parameters = _slot_parameters(slots, statistics)
+        graph = self._rewrite(work.graph, slots, parameters, statistics, layers)
+        quantized = work.with_graph(finish(graph))
+        dead = [layer_name(n) for n, o in statistics.observers.items() if o.range() == (0.0, 0.0)]
+        if dead:
+            named = ", ".join(dead[:3])
+            quantized = quantized.with_warning(
+                f"{len(dead)} activations were zero on every calibration image, first {named}"
+            )
+        return quantized
+
+    def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
+        """Check that every layer reads integer weights."""
+        for node in after.graph.graph.nodes:
+            if _has_weight(node) and "dequantize" not in str(argument(node, 1, "weight").target):
+                raise PassError(f"{layer_name(node)} has a float weight after quantize_static")
+
+    def _rewrite(
+        self,
+        graph: fx.GraphModule,
+        slots: Slots,
+        parameters: Parameters,
+        statistics: Statistics,
+        layers: frozenset[fx.Node],
+    ) -> fx.GraphModule:
+        """Insert the constants first (their input's parameters are looked up by node), then q/dq."""
+        for node in layers:
+            mean = statistics.input_means.get(node)
+            x_scale = parameters[_held_input(slots, node)][0]
+            quantize_layer(graph, node, x_scale, self, mean)
+        for node in list(graph.graph.nodes):
+            if spec_of(node) is not None and not _has_weight(node):
+                quantize_operands(graph, node)
+        for node in slots.held:
+            _hold(graph, node, parameters[node])
+        for producer, consumer in slots.conversions:
+            _convert(graph, producer, consumer, parameters[consumer])
+        return graph
+
+
+def _has_weight(node: fx.Node) -> bool:
+    spec = spec_of(node) if node.op == "call_function" else None
+    return spec is not None and spec.weight_axis is not None
+
+
+def _held_input(slots: Slots, node: fx.Node) -> fx.Node:
+    """Return the held value that a layer reads."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source not in slots.parent:
+        raise PassError(f"{layer_name(node)} reads a value that is not held in int8")
+    return source
+
+
+def _slot_parameters(slots: Slots, statistics: Statistics) -> Parameters:
+    """Return (scale, zero_point) of every value that has a slot."""
+    ranges: dict[fx.Node, tuple[float, float]] = {}
+    for node, observer in statistics.observers.items():
+        low, high = observer.range()
+        root = slots.root(node)
+        seen = ranges.get(root, (0.0, 0.0))
+        ranges[root] = (min(seen[0], low), max(seen[1], high))
+    by_root: Parameters = {root: activation_parameters(*seen) for root, seen in ranges.items()}
+    for node, fixed in slots.fixed.items():
+        if slots.root(node) is node:
+            by_root[node] = fixed
+    return {node: by_root[slots.root(node)] for node in slots.parent}
+
+
+def _hold(graph: fx.GraphModule, node: fx.Node, parameters: tuple[float, int]) -> None:
+    """Insert quantize and dequantize after a node and let all its users read those."""
+    users = list(node.users)
+    scale, zero_point = parameters
+    with graph.graph.inserting_after(node):
+        held = graph.graph.call_function(
+            qd.quantize_per_tensor.default, (node, scale, zero_point, -128, 127, torch.int8)
+        )
+    with graph.graph.inserting_after(held):
+        real = graph.graph.call_function(
+            qd.dequantize_per_tensor.default, (held, scale, zero_point, -128, 127, torch.int8)
+        )
+    for user in users:
+        if "sym_size" not in str(user.target):
+            user.replace_input_with(node, real)
+
+
+def _convert(
+    graph: fx.GraphModule, producer: fx.Node, consumer: fx.Node, parameters: tuple[float, int]
+) -> None:
+    """Insert quantize and dequantize with the consumer's parameters on one edge."""
+    held_producer: Any = next(u for u in producer.users if u.target is qd.quantize_per_tensor.default)
+    real = next(iter(held_producer.users))
+    scale, zero_point = parameters
+    with graph.graph.inserting_before(consumer):
+        held = graph.graph.call_function(
+            qd.quantize_per_tensor.default, (real, scale, zero_point, -128, 127, torch.int8)
+        )
+        converted = graph.graph.call_function(
+            qd.dequantize_per_tensor.default, (held, scale, zero_point, -128, 127, torch.int8)
+        )
+    consumer.replace_input_with(real, converted)
