@@ -97,6 +97,16 @@ class MissingDependencyError(EdgeCNNError):
 
 
 class BudgetError(EdgeCNNError):
-    """A budget the user set (accuracy drop, latency, size) was missed."""
+    """A budget the user set (accuracy drop, latency, size) was missed.
+
+    Args:
+        message: which budget, what was found.
+        hint: what the user can do about it.
+        result: what the run made all the same (a `CompressResult`), or None.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, hint: str | None = None, result: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.result = result

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command line: click, one file per command, each imported when it is used."""

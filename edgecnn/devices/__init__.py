@@ -1,1 +1,1 @@
-"""TODO."""
+"""Machines that networks are compressed for and run on."""

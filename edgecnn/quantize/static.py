@@ -26,6 +26,7 @@ from edgecnn.quantize.calibrate import Statistics, calibrate
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
 from edgecnn.quantize.observers import OBSERVERS, make_observer
 from edgecnn.quantize.parameters import activation_parameters
+from edgecnn.quantize.ties import remove_ties
 
 qd = torch.ops.quantized_decomposed
 Parameters = dict[fx.Node, tuple[float, int]]
@@ -37,7 +38,7 @@ class QuantizeStatic:
 
     Attributes:
         observer: how activation ranges are chosen: min_max, moving_average, percentile, mse or entropy.
-        weight_observer: "mse" or "min_max", per output channel.
+        weight_observer: "min_max" or "mse", per output channel.
         weight_bits: 8, or 7 for x86 without VNNI, whose u8 * s8 pair sums saturate at 16 bits.
         num_samples: calibration images at most.
         bias_correction: take the mean error that rounding the weights causes out of the biases.
@@ -46,7 +47,7 @@ class QuantizeStatic:
     """
 
     observer: str = "mse"
-    weight_observer: str = "mse"
+    weight_observer: str = "min_max"
     weight_bits: int = 8
     num_samples: int = 512
     bias_correction: bool = True
@@ -156,6 +157,7 @@ def _slot_parameters(slots: Slots, statistics: Statistics) -> Parameters:
     for node, fixed in slots.fixed.items():
         if slots.root(node) is node:
             by_root[node] = fixed
+    remove_ties(slots, by_root)
     return {node: by_root[slots.root(node)] for node in slots.parent}
 
 

@@ -63,7 +63,9 @@ class Preprocess:
         """
         expected = (*self.size, self.num_channels)
         if images.ndim != 4 or images.shape[1:] != expected:
-            raise ValueError(f"images have shape {images.shape}, expected (n, {', '.join(map(str, expected))})")
+            raise ValueError(
+                f"images have shape {images.shape}, expected (n, {', '.join(map(str, expected))})"
+            )
         if self.channel_order == "bgr":
             images = images[..., ::-1]
         mean = np.asarray(self.mean, np.float32)
@@ -78,4 +80,7 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: Dict[str, Any]) -> "Preprocess":
         """Build from the dict that `to_dict` gave (lists become tuples)."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        arguments: Dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**arguments)

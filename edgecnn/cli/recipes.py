@@ -1,0 +1,30 @@
+"""The commands `edgecnn recipes list` and `edgecnn recipes show`."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group(short_help="List and show recipes.")
+def recipes() -> None:
+    """List and show recipes: named lists of passes with their parameters."""
+
+
+@recipes.command("list")
+def list_() -> None:
+    """List the recipes in ./recipes and those shipped with edgecnn."""
+    from edgecnn.recipe import list_recipes
+
+    found = list_recipes()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        click.echo(f"{name:<{width}}  {path}")
+
+
+@recipes.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Check the recipe NAME, or a file, and print it with every parameter written out."""
+    from edgecnn.recipe import Recipe
+
+    click.echo(Recipe.load(name).to_toml(), nl=False)

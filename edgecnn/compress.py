@@ -1,0 +1,324 @@
+"""The sentence `edgecnn compress`: load -> passes -> both files -> proof -> report.
+
+Nothing is written before all of it has succeeded; then every file of the run appears at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecnn.artifact import (
+    Artifact,
+    check_output_directory,
+    sha256_hex,
+    write_artifact,
+    write_files_atomically,
+)
+from edgecnn.data import Dataset, Split, open_dataset, split_indices
+from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
+from edgecnn.devices.profile import Device, load_device
+from edgecnn.errors import BudgetError, RecipeError
+from edgecnn.export.files import FORMATS, SUFFIXES, FileOptions, ModelFile, write_model
+from edgecnn.graph.build import build_program, float_islands
+from edgecnn.graph.cost import layer_costs
+from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.graph.program import Program
+from edgecnn.load import LoadOptions, check_against_batch_norm, load_model, save_pt2
+from edgecnn.model import Model
+from edgecnn.pipeline import Pass, PassContext, Progress, SilentProgress, run_passes
+from edgecnn.proof import Candidate, Parity, Predictions, measure_latency, predict, prove_parity
+from edgecnn.recipe import Recipe
+from edgecnn.report import Report
+from edgecnn.report.build import ReportParts, build_report, budget_misses
+
+MAX_EVALUATED = 2000
+"""Held-out images that accuracy and agreement are measured on, at most."""
+
+SYNTHETIC_HELD_OUT = 16
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What `compress` can be told besides the model, the recipe and the data.
+
+    Attributes:
+        load: how the model is read.
+        formats: "onnx", "tflite" or both.
+        io: type of the files' inputs and outputs: float32, int8 or uint8.
+        target: device profile the files are made for.
+        num_samples: calibration images at most; None leaves it to the recipe.
+        max_drop: accuracy budget in percentage points of top-1.
+        max_latency_ms: budget on the median of each compressed file.
+        max_size_mb: budget on each compressed file, 1 MB = 1,000,000 bytes.
+        seed: of everything random; None leaves it to the recipe.
+        force: overwrite earlier results.
+        threads: of the latency measurement.
+        measure: False leaves latency out.
+    """
+
+    load: LoadOptions = field(default_factory=LoadOptions)
+    formats: tuple[str, ...] = FORMATS
+    io: str = "float32"
+    target: str = "local_cpu"
+    num_samples: int | None = None
+    max_drop: float | None = None
+    max_latency_ms: float | None = None
+    max_size_mb: float | None = None
+    seed: int | None = None
+    force: bool = False
+    threads: int = 1
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """What `compress` made.
+
+    Attributes:
+        artifacts: by format.
+        report: every figure.
+        model: the compressed graph, to train further.
+    """
+
+    artifacts: dict[str, Artifact]
+    report: Report
+    model: Model
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Where the calibration and the proof take their images from."""
+
+    dataset: Dataset
+    split: Split
+    synthetic: bool
+
+
+def compress(
+    model: Any,
+    *,
+    recipe: str | Path | Recipe = "static_wi8_ai8",
+    data: Any = None,
+    out: str | Path = "out",
+    options: CompressOptions | None = None,
+    progress: Progress | None = None,
+) -> CompressResult:
+    """Compress a trained network, prove the files and write them.
+
+    Args:
+        model: a path, torchvision:NAME, timm:NAME, package.module:factory, an nn.Module, an ExportedProgram
+            or a Model.
+        recipe: name, file or Recipe.
+        data: whatever `edgecnn.data.open_dataset` takes; None makes images up.
+        out: directory; gets model.onnx, model.tflite, their sidecars, model.pt2 and report.json.
+        options: everything else.
+        progress: told how far the work is.
+
+    Returns:
+        The artifacts, the report and the compressed model.
+
+    Raises:
+        BudgetError: the files are written, but one of the budgets is missed.
+        EdgeCNNError: anything else that went wrong; nothing is written.
+    """
+    options = options or CompressOptions()
+    progress = progress or SilentProgress()
+    folder = Path(out)
+    device = load_device(options.target)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    check_output_directory(folder, options.force)
+    started = time.perf_counter()
+
+    progress.start("load and export the graph", None)
+    loaded = load_model(model, options.load)
+    progress.finish()
+    seed = recipe.seed if options.seed is None else options.seed
+    passes = _fit_to_target(recipe.passes, device, options.num_samples)
+    images = _choose_images(loaded, data, _num_samples(passes), seed, progress)
+    loaded = loaded.with_warning(*_check_preprocess(loaded, images))
+    context = PassContext(images.dataset, images.split.calibration, seed, progress)
+    compressed = run_passes(loaded, passes, context, _summarize)
+
+    progress.start("write the files", None)
+    program = build_program(compressed)
+    float_program = build_program(FoldBatchNorm().run(loaded, context))
+    dtype = activation_dtype_for(device.isa)
+    files = {f: write_model(program, f, loaded.spec, FileOptions(options.io, dtype)) for f in options.formats}
+    artifacts = {f: _artifact(file, folder, compressed, recipe.name) for f, file in files.items()}
+    pt2 = _pt2_bytes(compressed)
+    progress.finish()
+    work_seconds = time.perf_counter() - started
+
+    parts = ReportParts(loaded, compressed, recipe.name, seed, options.target)
+    parts.costs = layer_costs(float_program)
+    parts.work_seconds = work_seconds
+    parts.artifacts = artifacts
+    parts.float_islands = float_islands(program)
+    with tempfile.TemporaryDirectory(prefix="edgecnn-") as staging:
+        floats = {f: write_model(float_program, f, loaded.spec, FileOptions()) for f in options.formats}
+        candidates = _stage(Path(staging), files, floats, compressed, recipe.name)
+        _prove(parts, program, candidates, images, dtype, options, progress)
+        parts.float_files = {f: file.data for f, file in floats.items()}
+        parts.files = {f: file.data for f, file in files.items()}
+    report = build_report(parts)
+    _publish(folder, artifacts, files, pt2, report)
+    result = CompressResult(artifacts, report, compressed)
+    misses = budget_misses(report, options.max_drop, options.max_latency_ms, options.max_size_mb)
+    if misses:
+        raise BudgetError(
+            f"{'; '.join(misses)}; the files are in {folder}",
+            hint="relax the budget or try another recipe",
+            result=result,
+        )
+    return result
+
+
+def _choose_images(model: Model, data: Any, num_samples: int, seed: int, progress: Progress) -> _Images:
+    """Open the data, or make images up from the network."""
+    spec = model.spec
+    if data is None:
+        from edgecnn.data.synthetic import distill_images
+
+        wanted = min(num_samples, 64) + SYNTHETIC_HELD_OUT
+        progress.start("no data: distil images from BatchNorm statistics", None)
+        dataset: Dataset = distill_images(model, wanted, seed)
+        progress.finish()
+        held = min(SYNTHETIC_HELD_OUT, max(len(dataset) // 4, 1))
+        return _Images(dataset, split_indices(dataset, len(dataset) - held, held, seed), True)
+    classes = spec.outputs[0].shape[1] if spec.task in ("classification", "segmentation") else None
+    dataset = open_dataset(data, spec.preprocess, class_count=classes, labels=spec.labels)
+    calibration = min(num_samples, max(len(dataset) // 2, 1))  # a small set is shared half and half
+    held_out = min(MAX_EVALUATED, max(len(dataset) - calibration, 1))
+    return _Images(dataset, split_indices(dataset, calibration, held_out, seed), False)
+
+
+def _check_preprocess(model: Model, images: _Images) -> list[str]:
+    """Compare the calibration images with what the first batch norm saw in training."""
+    if images.synthetic:
+        return []
+    return check_against_batch_norm(model, images.dataset.inputs(images.split.calibration[:32]))
+
+
+def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | None) -> list[Pass]:
+    """Return the passes with the calibration size asked for and weights that the target cannot saturate."""
+    fitted: list[Pass] = []
+    for step in passes:
+        changes: dict[str, Any] = {}
+        names = {f.name for f in dataclasses.fields(step)}  # type: ignore[arg-type]
+        if "weight_bits" in names:
+            changes["weight_bits"] = min(step.weight_bits, weight_bits_for(device.isa))  # type: ignore[attr-defined]
+        if "num_samples" in names and num_samples is not None:
+            changes["num_samples"] = num_samples
+        fitted.append(dataclasses.replace(step, **changes) if changes else step)  # type: ignore[type-var]
+    if not fitted:
+        raise RecipeError("the recipe has no passes", hint="`edgecnn recipes list` names complete ones")
+    return fitted
+
+
+def _num_samples(passes: Sequence[Pass]) -> int:
+    """Return the most calibration images that a pass asks for."""
+    return max((getattr(step, "num_samples", 0) for step in passes), default=0) or 1
+
+
+def _summarize(model: Model) -> dict[str, Any]:
+    """Return the figures recorded before and after each pass."""
+    tensors = {id(t): t for t in (*model.graph.parameters(), *model.graph.buffers())}.values()
+    return {
+        "nodes": len(model.graph.graph.nodes),
+        "values": sum(t.numel() for t in tensors),
+        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
+
+
+def _artifact(file: ModelFile, folder: Path, model: Model, recipe: str) -> Artifact:
+    return Artifact(
+        path=folder / f"model{SUFFIXES[file.format]}",
+        format=file.format,
+        spec=model.spec,
+        sha256=sha256_hex(file.data),
+        size_bytes=len(file.data),
+        recipe=recipe,
+        history=model.history,
+        inputs=file.inputs,
+        outputs=file.outputs,
+    )
+
+
+def _pt2_bytes(model: Model) -> bytes:
+    """Return the compressed graph as a .pt2 file."""
+    with tempfile.TemporaryDirectory(prefix="edgecnn-") as folder:
+        path = Path(folder) / "model.pt2"
+        save_pt2(model, path)
+        return path.read_bytes()
+
+
+def _stage(
+    folder: Path, files: dict[str, ModelFile], floats: dict[str, ModelFile], model: Model, recipe: str
+) -> list[Candidate]:
+    """Write compressed and float files where the runner can open them."""
+    candidates = []
+    for prefix, group in (("", files), ("float_", floats)):
+        for name, file in group.items():
+            path = stage_file(file, folder / (prefix or "int8"), model, recipe)
+            candidates.append(Candidate(f"{prefix}{name}", path))
+    return candidates
+
+
+def stage_file(file: ModelFile, folder: Path, model: Model, recipe: str) -> Path:
+    """Write a file and its sidecar where the runner can open them, and return the file's path."""
+    artifact = _artifact(file, folder, model, recipe)
+    write_artifact(artifact, file.data)
+    return artifact.path
+
+
+def _prove(
+    parts: ReportParts,
+    program: Program,
+    candidates: list[Candidate],
+    images: _Images,
+    activation_dtype: str,
+    options: CompressOptions,
+    progress: Progress,
+) -> None:
+    """Fill in parity, accuracy, agreement and latency."""
+    started = time.perf_counter()
+    dataset, split = images.dataset, images.split
+    per_image = int(np.prod(dataset.inputs(split.held_out[:1]).shape))
+    num_proof = int(np.clip((1 << 22) // per_image, 16, 256))
+    proof_indices = split.held_out[:num_proof]
+    inputs = dataset.inputs(proof_indices)
+    parity: Parity = prove_parity(program, candidates, inputs, activation_dtype, progress)
+    predictions: Predictions | None = None
+    if parts.float_model.spec.task in ("classification", "segmentation"):
+        reference = f"float_{options.formats[0]}"
+        predictions = predict(candidates, dataset, split.held_out, reference, progress)
+    latency = measure_latency(candidates, inputs, options.threads, progress) if options.measure else None
+    parts.parity, parts.predictions, parts.latency = parity, predictions, latency
+    parts.threads = options.threads
+    parts.data_source, parts.synthetic = dataset.name, images.synthetic
+    parts.num_calibration = len(split.calibration)
+    parts.num_proof = len(inputs)
+    parts.held_out = not set(split.calibration) & set(proof_indices)
+    parts.data_warnings = (*dataset.warnings, *split.warnings)
+    parts.proof_seconds = time.perf_counter() - started
+
+
+def _publish(
+    folder: Path, artifacts: dict[str, Artifact], files: dict[str, ModelFile], pt2: bytes, report: Report
+) -> None:
+    """Write everything, all or nothing."""
+    contents: dict[Path, bytes] = {}
+    for name, artifact in artifacts.items():
+        contents[artifact.path] = files[name].data
+        contents[artifact.sidecar_path] = artifact.sidecar_bytes()
+    contents[folder / "model.pt2"] = pt2
+    contents[folder / "report.json"] = report.to_json().encode()
+    write_files_atomically(contents)

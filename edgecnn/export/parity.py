@@ -1,0 +1,145 @@
+"""Do two executions of one Program give the same integers?
+
+    lsb = |y_a - y_b| / scale_y        rounded to whole steps of the output's scale
+
+The contract of a file against the NumPy reference: on the held-out images no output is more than
+MAX_LSB steps away and MIN_FRACTION of them at most one. A file that misses it is examined operator by
+operator, each given the very integers that the runtime gave it; an operator that is then more than one
+step off computes something else, and the file is refused. If none is, rounding differences of one step
+have added up along a deep network, which is said as a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgecnn.graph.program import Array, Op, Program, Tensor
+
+MAX_LSB = 2
+MIN_FRACTION = 0.999
+MAX_OP_LSB = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two executions are apart.
+
+    Attributes:
+        max_lsb: largest difference in steps of the output's scale.
+        fraction_within_1_lsb: of all output values.
+        top1_agreement: fraction of samples with the same largest output, None unless outputs are (n, classes).
+        num_samples: images compared.
+    """
+
+    max_lsb: int
+    fraction_within_1_lsb: float
+    top1_agreement: float | None
+    num_samples: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the contract holds."""
+        return self.max_lsb <= MAX_LSB and self.fraction_within_1_lsb >= MIN_FRACTION
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first operator whose output differs from the reference on the runtime's own inputs."""
+
+    op: Op
+    max_lsb: int
+    fraction: float
+
+
+def output_scales(program: Program) -> dict[str, float]:
+    """Return the step of each output: its quantization scale, or 0 where it is computed in float."""
+    producers = {op.output: op for op in program.ops}
+    scales = {}
+    for public, name in program.outputs:
+        quant = program.tensors[name].quant
+        producer = producers.get(name)
+        if quant is None and producer is not None and producer.kind == "dequantize":
+            quant = program.tensors[producer.inputs[0]].quant
+        scales[public] = 0.0 if quant is None else float(quant.scale)
+    return scales
+
+
+def compare(
+    first: Mapping[str, Array], second: Mapping[str, Array], scales: Mapping[str, float]
+) -> Comparison:
+    """Compare outputs by name.
+
+    Args:
+        first: name -> float32, batch first.
+        second: the same outputs of the other execution.
+        scales: step of each output; for an output computed in float (0) a step is 1/127 of its largest value.
+
+    Example:
+        >>> a, b = np.array([[0.0, 1.0]]), np.array([[0.0, 1.5]])
+        >>> compare({"y": a}, {"y": b}, {"y": 0.5}).max_lsb
+        1
+    """
+    worst, within, total = 0, 0, 0
+    for name, scale in scales.items():
+        a, b = first[name].astype(np.float64), second[name].astype(np.float64)
+        step = scale or max(float(np.abs(a).max(initial=0.0)) / 127.0, 1e-12)
+        lsb = np.rint(np.abs(a - b) / step)
+        worst = max(worst, int(lsb.max(initial=0.0)))
+        within += int((lsb <= 1).sum())
+        total += lsb.size
+    main = next(iter(scales))
+    agreement = None
+    if first[main].ndim == 2 and first[main].shape[1] > 1:
+        agreement = float((first[main].argmax(1) == second[main].argmax(1)).mean())
+    return Comparison(worst, within / max(total, 1), agreement, len(first[main]))
+
+
+def first_difference(
+    program: Program,
+    traced: Mapping[str, Array],
+    feeds: Mapping[str, Array],
+    run_op: Callable[[Program, Op, Sequence[Array | None]], Array],
+) -> Difference | None:
+    """Return the first operator that is more than one step off on the runtime's own integers.
+
+    Args:
+        program: quantized.
+        traced: every quantized activation as the runtime computed it.
+        feeds: the network's inputs.
+        run_op: the reference for one operator.
+    """
+    for op in program.ops:
+        if op.output not in traced:
+            continue
+        inputs = [_value(program.tensors[name], traced, feeds) for name in op.inputs]
+        if any(value is None and not program.tensors[n].is_constant for n, value in zip(op.inputs, inputs)):
+            continue
+        expected = run_op(program, op, inputs).astype(np.int32)
+        lsb = np.abs(expected - traced[op.output].astype(np.int32))
+        if lsb.max(initial=0) > MAX_OP_LSB:
+            return Difference(op, int(lsb.max()), float((lsb > 0).mean()))
+    return None
+
+
+def _value(tensor: Tensor, traced: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array | None:
+    """Return a tensor's value, None for a constant (the reference has it) or where it was not traced."""
+    return traced.get(tensor.name, feeds.get(tensor.name))
+
+
+def sqnr_db(reference: Array, value: Array) -> float | None:
+    """Return 10 log10(sum reference^2 / sum (value - reference)^2), None for a reference of zeros.
+
+    Identical arrays give 200 dB, the value that stands for no noise.
+
+    Example:
+        >>> round(sqnr_db(np.array([10.0]), np.array([9.0])), 1)
+        20.0
+    """
+    signal = float((reference.astype(np.float64) ** 2).sum())
+    noise = float(((value.astype(np.float64) - reference) ** 2).sum())
+    if signal == 0.0:
+        return None
+    return 200.0 if noise == 0.0 else min(200.0, float(10.0 * np.log10(signal / noise)))

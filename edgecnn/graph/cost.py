@@ -1,0 +1,62 @@
+"""What a network costs, layer by layer.
+
+    macs(conv2d) = n_out h_out w_out (c_in / groups) k_h k_w        macs(linear) = n_in n_out (per position)
+
+1 MAC is one multiply-accumulate, 2 FLOPs. Element-wise operators, pools and movement count as none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from edgecnn.graph.program import Op, Program
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One operator's share.
+
+    Attributes:
+        layer: where in the network ("features.0 (aten.conv2d.default)").
+        kind: of operator.
+        output_shape: dimension 0 is the batch, -1.
+        params: weights and biases it reads.
+        macs: for one image.
+    """
+
+    layer: str
+    kind: str
+    output_shape: tuple[int, ...]
+    params: int
+    macs: int
+
+
+def layer_costs(program: Program) -> list[LayerCost]:
+    """Return the cost of every operator, in execution order."""
+    return [
+        LayerCost(
+            op.layer,
+            op.kind,
+            program.tensors[op.output].shape,
+            sum(prod(program.tensors[n].shape) for n in op.inputs if program.tensors[n].is_constant),
+            macs(program, op),
+        )
+        for op in program.ops
+    ]
+
+
+def macs(program: Program, op: Op) -> int:
+    """Return the multiply-accumulates of one operator on one image.
+
+    Example: a 3x3 convolution from 3 to 16 channels on 32x32 pixels takes 3 * 9 * 16 * 1024 = 442,368.
+    """
+    if op.kind not in ("conv2d", "conv_transpose2d", "linear"):
+        return 0
+    x, weight = program.tensors[op.inputs[0]].shape, program.tensors[op.inputs[1]].shape
+    output = program.tensors[op.output].shape
+    if op.kind == "linear":
+        return prod(output[1:]) * weight[1]
+    if op.kind == "conv2d":
+        return prod(output[1:]) * prod(weight[1:])
+    return prod(x[1:]) * prod(weight[1:])

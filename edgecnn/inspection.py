@@ -1,0 +1,63 @@
+"""What a network is made of, what each layer costs, and what has no lowering."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgecnn.errors import UnsupportedOpError
+from edgecnn.graph.build import build_program
+from edgecnn.graph.build_ops import unsupported_nodes
+from edgecnn.graph.cost import layer_costs
+from edgecnn.graph.nodes import layer_name
+from edgecnn.graph.shapes import infer_shapes
+from edgecnn.load import LoadOptions, load_model
+
+
+def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, Any]:
+    """Describe a network.
+
+    Args:
+        source: whatever `load_model` takes.
+        options: how to load it.
+
+    Returns:
+        JSON-ready: name, task, params, macs, size_bytes, inputs, outputs, preprocess, layers (layer, op,
+        output_shape, params, macs), unsupported (layers and operators without a lowering) and warnings.
+        macs and layers are None and empty where an operator has no lowering.
+    """
+    model = load_model(source, options or LoadOptions())
+    parameters = list({id(p): p for p in model.graph.parameters()}.values())
+    shapes = infer_shapes(model)
+    unsupported = [layer_name(n) for n in unsupported_nodes(list(model.graph.graph.nodes), set(shapes))]
+    warnings = list(model.warnings)
+    layers: list[dict[str, Any]] = []
+    macs: int | None = None
+    if not unsupported:
+        try:
+            costs = layer_costs(build_program(model))
+            macs = sum(cost.macs for cost in costs)
+            layers = [
+                {
+                    "layer": cost.layer,
+                    "op": cost.kind,
+                    "output_shape": [None, *cost.output_shape[1:]],
+                    "params": cost.params,
+                    "macs": cost.macs,
+                }
+                for cost in costs
+            ]
+        except UnsupportedOpError as error:
+            unsupported = [error.message]
+    return {
+        "name": model.spec.name,
+        "task": model.spec.task,
+        "params": sum(p.numel() for p in parameters),
+        "macs": macs,
+        "size_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "inputs": [{"name": s.name, "shape": list(s.shape)} for s in model.spec.inputs],
+        "outputs": [{"name": s.name, "shape": list(s.shape)} for s in model.spec.outputs],
+        "preprocess": model.spec.preprocess.to_dict(),
+        "layers": layers,
+        "unsupported": unsupported,
+        "warnings": warnings,
+    }

@@ -1,0 +1,201 @@
+"""From what a run measured to its Report."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgecnn.artifact import Artifact
+from edgecnn.graph.cost import LayerCost
+from edgecnn.model import Model
+from edgecnn.report.results import (
+    AccuracyFigures,
+    ArtifactFigures,
+    DataFigures,
+    LatencyFigures,
+    LatencyReport,
+    ModelFigures,
+    ParityFigures,
+    Report,
+    SizeFigures,
+    SpeedupFigures,
+)
+
+FILES = ("float_onnx", "onnx", "float_tflite", "tflite")
+
+
+@dataclass
+class ReportParts:
+    """Everything a report is made from, filled in as the run goes.
+
+    Attributes:
+        float_model: the network as it was loaded.
+        compressed: the network after the passes.
+        recipe: name.
+        seed: of the run.
+        target: device profile.
+        parity: `edgecnn.proof.Parity`.
+        predictions: `edgecnn.proof.Predictions`, None for a network that does not classify.
+        latency: what `edgecnn.proof.measure_latency` gave, None if it was not asked for.
+        files, float_files: bytes by format.
+    """
+
+    float_model: Model
+    compressed: Model
+    recipe: str
+    seed: int
+    target: str
+    costs: list[LayerCost] = field(default_factory=list)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    float_files: dict[str, bytes] = field(default_factory=dict)
+    float_islands: list[str] = field(default_factory=list)
+    parity: Any = None
+    predictions: Any = None
+    latency: dict[str, Any] | None = None
+    threads: int = 1
+    data_source: str = ""
+    synthetic: bool = False
+    num_calibration: int = 0
+    num_proof: int = 0
+    held_out: bool = False
+    data_warnings: tuple[str, ...] = ()
+    work_seconds: float = 0.0
+    proof_seconds: float = 0.0
+
+
+def build_report(parts: ReportParts) -> Report:
+    """Return the report of a run."""
+    parameters = list({id(p): p for p in parts.float_model.graph.parameters()}.values())
+    model = ModelFigures(
+        name=parts.float_model.spec.name,
+        params=sum(p.numel() for p in parameters),
+        macs=sum(cost.macs for cost in parts.costs),
+        size_bytes=sum(p.numel() * p.element_size() for p in parameters),
+    )
+    latency = _latency(parts)
+    return Report(
+        model=model,
+        recipe=parts.recipe,
+        seed=parts.seed,
+        target=parts.target,
+        environment=_environment(parts),
+        passes=parts.compressed.history,
+        artifacts={
+            n: ArtifactFigures(str(a.path), a.sha256, a.size_bytes) for n, a in parts.artifacts.items()
+        },
+        sizes={n: _sizes(parts.float_files[n], parts.files[n]) for n in parts.files},
+        data=DataFigures(
+            parts.data_source, parts.synthetic, parts.num_calibration, parts.num_proof, parts.held_out
+        ),
+        parity={
+            name: ParityFigures(c.max_lsb, c.fraction_within_1_lsb, c.top1_agreement, c.num_samples)
+            for name, c in parts.parity.comparisons.items()
+        },
+        agreement={n: parts.predictions.agreement[n] if parts.predictions else None for n in parts.files},
+        sqnr_db=dict(parts.parity.sqnr_db),
+        accuracy=_accuracy(parts),
+        latency=latency,
+        timings={"work_seconds": parts.work_seconds, "proof_seconds": parts.proof_seconds},
+        warnings=_warnings(parts, latency),
+    )
+
+
+def _environment(parts: ReportParts) -> dict[str, Any]:
+    """Return the newest description the runner gave, with every runtime's version."""
+    found: dict[str, Any] = {}
+    for source in (
+        parts.predictions and parts.predictions.environment,
+        (parts.latency or {}).get("environment"),
+    ):
+        if source:
+            runtimes = {**found.get("runtimes", {}), **source.get("runtimes", {})}
+            found = {**source, "runtimes": runtimes}
+    return found
+
+
+def _sizes(float_bytes: bytes, data: bytes) -> SizeFigures:
+    return SizeFigures(
+        len(float_bytes),
+        len(data),
+        len(gzip.compress(float_bytes, compresslevel=1)),
+        len(gzip.compress(data, compresslevel=1)),
+    )
+
+
+def _accuracy(parts: ReportParts) -> AccuracyFigures | None:
+    """Return top-1 figures; None without labels."""
+    if parts.predictions is None:
+        return None
+    top1 = parts.predictions.top1
+    floats = [top1.get(f"float_{n}") for n in parts.files]
+    found = [top1.get(n) for n in parts.files]
+    if not floats or floats[0] is None or any(value is None for value in found):
+        return None
+    drop = 100.0 * (floats[0] - min(value for value in found if value is not None))
+    return AccuracyFigures(
+        floats[0], top1.get("onnx"), top1.get("tflite"), drop, parts.predictions.num_samples
+    )
+
+
+def _latency(parts: ReportParts) -> LatencyReport | None:
+    if parts.latency is None:
+        return None
+    entries = parts.latency["artifacts"]
+    figures = {
+        key: LatencyFigures(e["median_ms"], e["p90_ms"], e["p99_ms"], parts.threads, e["num_samples"])
+        for key, e in entries.items()
+    }
+    speedup = {}
+    for name, comparison in parts.latency["speedup"].items():
+        interval = comparison["interval"]
+        if interval is not None:
+            speedup[name] = SpeedupFigures(comparison["speedup"], interval[0], interval[1])
+    return LatencyReport(**{name: figures.get(name) for name in FILES}, speedup=speedup)
+
+
+def _warnings(parts: ReportParts, latency: LatencyReport | None) -> tuple[str, ...]:
+    """Return all that the user should know, each once, in the order it came up."""
+    found = [*parts.compressed.warnings, *parts.data_warnings, *parts.parity.warnings]
+    if parts.float_islands:
+        first = ", ".join(parts.float_islands[:3])
+        found.append(f"{len(parts.float_islands)} operators are left in float, first {first}")
+    if latency is not None:
+        found += [
+            f"the {name} file is slower than float ({figures.ratio:.2f}x) on this target"
+            for name, figures in latency.speedup.items()
+            if figures.verdict == "slower"
+        ]
+        found += list((parts.latency or {}).get("warnings", []))
+    return tuple(dict.fromkeys(found))
+
+
+def budget_misses(
+    report: Report, max_drop: float | None, max_latency_ms: float | None, max_size_mb: float | None
+) -> list[str]:
+    """Return each budget that a report misses, in words; a figure that was not measured misses its budget.
+
+    Args:
+        report: of a run.
+        max_drop: percentage points of top-1.
+        max_latency_ms: median of each compressed file.
+        max_size_mb: of each compressed file, 1 MB = 1,000,000 bytes.
+    """
+    misses = []
+    if max_drop is not None:
+        if report.accuracy is None:
+            misses.append(f"accuracy was not measured, the budget is a drop of {max_drop:g} points")
+        elif report.accuracy.drop_points > max_drop:
+            misses.append(
+                f"accuracy drops by {report.accuracy.drop_points:.2f} points, the budget is {max_drop:g}"
+            )
+    for name, artifact in report.artifacts.items():
+        figures = None if report.latency is None else report.latency.of(name)
+        if max_latency_ms is not None and figures is None:
+            misses.append(f"{name} latency was not measured, the budget is {max_latency_ms:g} ms")
+        elif max_latency_ms is not None and figures is not None and figures.median_ms > max_latency_ms:
+            misses.append(f"{name} takes {figures.median_ms:.2f} ms, the budget is {max_latency_ms:g} ms")
+        if max_size_mb is not None and artifact.size_bytes > max_size_mb * 1e6:
+            misses.append(f"{name} is {artifact.size_bytes / 1e6:.2f} MB, the budget is {max_size_mb:g} MB")
+    return misses

@@ -1,0 +1,238 @@
+"""The report as a table on the terminal. It answers, in this order: smaller by how much, faster by how
+much, what did it cost, do I trust it; then the warnings. Everything goes to stdout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
+
+FILES = {"onnx": "ONNX", "tflite": "TFLite"}
+PAIRS = {
+    "onnx_vs_reference": "ONNX vs reference",
+    "tflite_vs_reference": "TFLite vs reference",
+    "onnx_vs_tflite": "ONNX vs TFLite",
+}
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print a report; `console` is stdout by default."""
+    (console or Console()).print(render_report(report))
+
+
+def render_report(report: Report) -> RenderableType:
+    """Return the report for a rich console; readable at 80 columns and without colour."""
+    figures = _grid(4)
+    figures.add_row("", "", "float", "result", "", style="dim")
+    for rows in (_size_rows(report), _latency_rows(report), _cost_rows(report)):
+        for row in rows:
+            figures.add_row(*row)
+    trust = _grid(2)
+    for row in _trust_rows(report):
+        trust.add_row(*row)
+    parts: list[RenderableType] = [_title(report), Text(), figures, Text(), trust]
+    if report.warnings:
+        parts.append(Text())
+        parts += [_warning(text) for text in report.warnings]
+    return Group(Text(), *parts, Text(), _files(report))
+
+
+def print_inspection(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what `edgecnn.inspect` found out about a network; `console` is stdout by default."""
+    console = console or Console()
+    costs = f"{_count(found['params'])} params, {_count(found['macs'])} MACs, {_bytes(found['size_bytes'])}"
+    console.print(f"[bold]{escape(str(found['name']))}[/]  {costs}", highlight=False)
+    for key in ("inputs", "outputs", "preprocess"):
+        console.print(f"{key}  {found[key]}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("layer", "op", "output"):
+        table.add_column(name, overflow="fold")
+    for name in ("params", "MACs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in found["layers"]:
+        shape = "x".join("n" if size in (None, -1) else str(size) for size in layer["output_shape"])
+        counts = [_count(layer[key]) if layer[key] else "" for key in ("params", "macs")]
+        table.add_row(escape(str(layer["layer"])), escape(str(layer["op"])), shape, *counts)
+    console.print(table)
+    if found["unsupported"]:
+        console.print(_warning("cannot be exported yet: " + ", ".join(map(str, found["unsupported"]))))
+
+
+def _grid(num_numbers: int) -> Table:
+    """Return a table without lines: the question, the file or pair, then numbers and a verdict."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=8, style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for _ in range(num_numbers - 2):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _title(report: Report) -> Text:
+    """Return what was made of what, and for whom."""
+    model = report.model
+    text = Text(model.name, style="bold")
+    text.append(f"  {_count(model.params)} params, {_count(model.macs)} MACs\n", style="not bold")
+    return text.append(f"recipe {report.recipe}, seed {report.seed}, for {report.target}", style="not bold")
+
+
+def _size_rows(report: Report) -> list[list[RenderableType]]:
+    """Smaller by how much?"""
+    rows: list[list[RenderableType]] = []
+    for key, size in report.sizes.items():
+        verdict = _factor(size.float_size_bytes / size.size_bytes, "smaller", "LARGER")
+        if size.float_gzip_bytes and size.gzip_bytes:
+            verdict.append(f" ({size.float_gzip_bytes / size.gzip_bytes:.2f}x through gzip)", style="dim")
+        rows.append([FILES.get(key, key), _bytes(size.float_size_bytes), _bytes(size.size_bytes), verdict])
+    return _asked("Smaller", rows)
+
+
+def _latency_rows(report: Report) -> list[list[RenderableType]]:
+    """Faster by how much?"""
+    if report.latency is None:
+        return _asked("Faster", [["", "", "", Text("not measured", style="yellow")]])
+    rows: list[list[RenderableType]] = []
+    for key, name in FILES.items():
+        after = report.latency.of(key)
+        if after is None:
+            continue
+        verdict = _speedup(report.latency.speedup.get(key))
+        verdict.append(f", {after.threads} thread{'s' if after.threads > 1 else ''}", style="dim")
+        rows.append([name, _latency(report.latency.of(f"float_{key}")), _latency(after), verdict])
+    return _asked("Faster", rows)
+
+
+def _cost_rows(report: Report) -> list[list[RenderableType]]:
+    """What did it cost?"""
+    rows: list[list[RenderableType]] = []
+    if report.accuracy is None:
+        rows.append(["top-1", "-", "-", Text("unmeasured: no labels", style="yellow")])
+    for key in report.artifacts:
+        name, notes = FILES.get(key, key), _agreement(report, key)
+        after = report.accuracy.top1(key) if report.accuracy else None
+        if report.accuracy is None or after is None:
+            rows.append([name, "", "", notes])
+            continue
+        before = report.accuracy.float_top1
+        verdict = _points(100 * (after - before)).append(f", {notes}" if notes else "", style="dim")
+        rows.append([name, _percent(before), _percent(after), verdict])
+    return _asked("Cost", rows)
+
+
+def _trust_rows(report: Report) -> list[list[RenderableType]]:
+    """Do I trust it?"""
+    rows: list[list[RenderableType]] = [
+        [PAIRS.get(key, key), _parity(parity)] for key, parity in report.parity.items()
+    ]
+    data = report.data
+    kept_apart = "held out from" if data.held_out else "NOT held out from"
+    proof = f"{data.num_proof} images, {kept_apart} the {data.num_calibration} calibrated on ({data.source})"
+    rows.append(["proven on", Text(proof, style="" if data.held_out else "yellow")])
+    if report.accuracy:
+        rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
+    return _asked("Trust", rows)
+
+
+def _asked(question: str, rows: list[list[RenderableType]]) -> list[list[RenderableType]]:
+    """Put the question in front of the first row."""
+    return [[question if index == 0 else "", *row] for index, row in enumerate(rows)]
+
+
+def _factor(ratio: float, better: str, worse: str) -> Text:
+    """Return "3.67x smaller" in green, or the opposite in red."""
+    if ratio >= 1:
+        return Text(f"{ratio:.2f}x {better}", style="green")
+    return Text(f"{1 / ratio:.2f}x {worse}", style="bold red")
+
+
+def _speedup(speedup: SpeedupFigures | None) -> Text:
+    """Return the verdict on a speedup with its interval."""
+    if speedup is None:
+        return Text("no float file to compare with", style="yellow")
+    if speedup.verdict == "no difference":
+        text = Text("no difference", style="yellow")
+    else:
+        text = _factor(speedup.ratio, "faster", "SLOWER")
+    low, high = speedup.low, speedup.high
+    if speedup.verdict == "slower":
+        low, high = 1 / high, 1 / low
+    return text.append(f" ({low:.2f} to {high:.2f})", style="not bold")
+
+
+def _points(points: float) -> Text:
+    """Return a change of accuracy in percentage points."""
+    if points >= -0.005:
+        return Text(f"{max(points, 0.0):+.2f} points" if points >= 0.005 else "no drop", style="green")
+    return Text(f"{points:+.2f} points", style="bold red" if points < -1 else "yellow")
+
+
+def _agreement(report: Report, key: str) -> str:
+    """Return agreement with float and SQNR, as far as they were measured."""
+    agreement, sqnr_db = report.agreement.get(key), report.sqnr_db.get(key)
+    notes = [] if agreement is None else [f"agree {_percent(agreement, 1)}"]
+    notes += [] if sqnr_db is None else [f"SQNR {sqnr_db:.1f} dB"]
+    return ", ".join(notes)
+
+
+def _parity(parity: ParityFigures) -> Text:
+    """Return how near two executions are."""
+    near = f"max {parity.max_lsb} LSB, {_percent(parity.fraction_within_1_lsb)} within 1"
+    if parity.top1_agreement is not None:
+        near += f", top-1 equal {_percent(parity.top1_agreement)}"
+    return Text(near, style="green" if parity.max_lsb <= 2 else "yellow")
+
+
+def _warning(text: str) -> RenderableType:
+    """Return a warning with its lines set in."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=8, no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text("warning", style="bold yellow"), Text(text))
+    return table
+
+
+def _files(report: Report) -> Text:
+    """Return where the files are and how long it took."""
+    paths = "  ".join(artifact.path for artifact in report.artifacts.values())
+    seconds = [
+        f"{report.timings[key]:.1f} s {word}"
+        for key, word in (("work_seconds", "to make"), ("proof_seconds", "to prove"))
+        if key in report.timings
+    ]
+    return Text(f"{paths}\n{', '.join(seconds)}" if seconds else paths, style="dim")
+
+
+def _latency(figures: LatencyFigures | None) -> str:
+    """Return a median latency."""
+    if figures is None:
+        return "-"
+    return f"{figures.median_ms:.{3 if figures.median_ms < 1 else 2 if figures.median_ms < 100 else 0}f} ms"
+
+
+def _percent(fraction: float | None, digits: int = 2) -> str:
+    """Return a fraction in percent; 100 % only if it is all of them."""
+    if fraction is None:
+        return "-"
+    most = 100.0 if fraction == 1 else 100 - 10.0**-digits
+    return f"{min(100 * fraction, most):.{digits}f} %"
+
+
+def _bytes(size: int) -> str:
+    """Return bytes in kB or MB (powers of ten)."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _count(number: int) -> str:
+    """Return a count in k, M or G."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= factor:
+            return f"{number / factor:.2f}{unit}"
+    return str(number)
