@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from edgecnn.artifact import Artifact as Artifact
     from edgecnn.compress import CompressOptions as CompressOptions
     from edgecnn.compress import compress as compress
+    from edgecnn.devices.profile import Device as Device
     from edgecnn.evaluation import evaluate as evaluate
     from edgecnn.inspection import inspect_model as inspect  # noqa: F401
-    from edgecnn.devices.profile import Device as Device
     from edgecnn.load import LoadOptions as LoadOptions
     from edgecnn.load import load_model as load  # noqa: F401
     from edgecnn.model import Model as Model

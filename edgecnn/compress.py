@@ -37,7 +37,7 @@ from edgecnn.pipeline import Pass, PassContext, Progress, SilentProgress, run_pa
 from edgecnn.proof import Candidate, Parity, Predictions, measure_latency, predict, prove_parity
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
-from edgecnn.report.build import ReportParts, build_report, budget_misses
+from edgecnn.report.build import ReportParts, budget_misses, build_report
 
 MAX_EVALUATED = 2000
 """Held-out images that accuracy and agreement are measured on, at most."""

@@ -1,20 +1,20 @@
 """The errors edgecnn raises on purpose.
 
-    EdgeCNNError                    exit code 1; one line that says what was found and expected, and a hint
-    |-- LoadError                   a model file or spec that cannot become a Model
-    |   |-- UntrustedPickleError    the file wants to run code, and --trust was not given
-    |   `-- StateDictMismatchError  keys or shapes do not fit the architecture
-    |-- DataError                   images, labels or a data source that cannot be used
-    |-- RecipeError                 a recipe with an unknown key or a value out of range
-    |-- PassError                   a pass whose requirement or promise does not hold
-    |-- UnsupportedOpError          an operator that has no lowering (names layer and op)
-    |-- ExportError                 a file format that cannot hold the network
-    |-- ParityError                 two executions that should give the same integers do not
-    |-- RunnerError                 a runtime that failed on a model
-    |-- DeviceError                 a device profile or a board
-    |-- OutputError                 results that cannot be written (directory, permissions, disk)
-    |-- MissingDependencyError      an optional package that is not installed
-    `-- BudgetError                 exit code 3; a budget the user set was missed
+EdgeCNNError                    exit code 1; one line that says what was found and expected, and a hint
+|-- LoadError                   a model file or spec that cannot become a Model
+|   |-- UntrustedPickleError    the file wants to run code, and --trust was not given
+|   `-- StateDictMismatchError  keys or shapes do not fit the architecture
+|-- DataError                   images, labels or a data source that cannot be used
+|-- RecipeError                 a recipe with an unknown key or a value out of range
+|-- PassError                   a pass whose requirement or promise does not hold
+|-- UnsupportedOpError          an operator that has no lowering (names layer and op)
+|-- ExportError                 a file format that cannot hold the network
+|-- ParityError                 two executions that should give the same integers do not
+|-- RunnerError                 a runtime that failed on a model
+|-- DeviceError                 a device profile or a board
+|-- OutputError                 results that cannot be written (directory, permissions, disk)
+|-- MissingDependencyError      an optional package that is not installed
+`-- BudgetError                 exit code 3; a budget the user set was missed
 """
 
 from __future__ import annotations

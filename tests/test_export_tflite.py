@@ -168,6 +168,17 @@ def test_debug_output_of_a_flatten_that_went_into_the_weight_is_in_order() -> No
     assert np.array_equal(TfliteSession(file).run(feeds)["reshape_0"], feeds["image"].reshape(2, -1))
 
 
+def test_debug_output_that_is_an_output_already_is_not_repeated() -> None:
+    program = dataclasses.replace(float_sample("relu"), outputs=(("clamp_0", "clamp_0"),))
+    file = to_tflite(program, TfliteOptions(debug_outputs=("clamp_0",)))
+    assert list(structure(file)["outputs"]) == ["clamp_0"]
+
+
+def test_unknown_io_is_refused() -> None:
+    with pytest.raises(ExportError, match="io is 'int4', expected one of float32, int8, uint8"):
+        to_tflite(float_sample("relu"), TfliteOptions(io="int4"))  # type: ignore[arg-type]
+
+
 def test_input_given_back_as_output_is_copied() -> None:
     x = Tensor("x", (BATCH, 3, 4, 5))
     program = Program("identity", ("x",), (("y", "x"),), {"x": x}, ())

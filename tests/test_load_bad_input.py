@@ -185,6 +185,16 @@ def _pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _with_hostile_key(content: bytes) -> bytes:
+    """A keyword argument whose name closes the quotes PyTorch puts around it in source text."""
+    program = json.loads(content)
+    signature = program["graph_module"]["module_call_graph"][0]["signature"]
+    spec = json.loads(signature["in_spec"])
+    spec[1]["children_spec"][1]["context"] = json.dumps(["a': print(1), '"])
+    signature["in_spec"] = json.dumps(spec)
+    return json.dumps(program).encode()
+
+
 def _hostile(kind: str, touched: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     command = f"__import__('os').system('touch {touched}')"
     quoted = command.replace('"', '\\"')
@@ -201,6 +211,8 @@ def _hostile(kind: str, touched: Path) -> tuple[dict[str, Any], dict[str, bytes]
         "operator": ({program: replacing('"torch.ops.aten.relu.default"', '"torch.os.system"')}, {}),
         "name": ({program: replacing('"image"', f'"image={quoted}"')}, {}),
         "parameter": ({program: replacing('"features.0.weight"', f'"f\\"), {quoted}, (\\""')}, {}),
+        "argument": ({program: replacing('["image"]', f'["image={quoted}"]')}, {}),
+        "key": ({program: _with_hostile_key}, {}),
         "tree": ({program: replacing("builtins.tuple", "collections.defaultdict")}, {}),
         "compiled": ({}, {"data/aotinductor/model/model.so": b"\x7fELF"}),
     }[kind]  # fmt: skip
@@ -216,6 +228,8 @@ HOSTILE = [
     "operator",
     "name",
     "parameter",
+    "argument",
+    "key",
     "tree",
     "compiled",
 ]

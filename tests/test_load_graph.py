@@ -138,8 +138,8 @@ def _op_names(model: Any) -> list[str]:
 
 
 def test_layers_stay_whole() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1),
-                        nn.Flatten(), nn.Linear(4, 2))  # fmt: skip
+    body = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True)]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     model = load_model(net, _options())
     assert _op_names(model) == [
         "conv2d",
@@ -258,3 +258,24 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
         net[1].running_var[2] = value
     with pytest.raises(LoadError, match=r"weights are not finite: 0\.weight \(.* of 12\), 1\.running_var"):
         load_model(net, _options())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "torchvision:densenet121", "torchvision:googlenet", "torchvision:shufflenet_v2_x1_0",
+        "torchvision:swin_t", "torchvision:deeplabv3_mobilenet_v3_large", "timm:efficientnet_b0",
+        "timm:nfnet_f0", "timm:ghostnet_100",
+    ],
+)  # fmt: skip
+def test_families(spec: str) -> None:
+    pytest.importorskip(spec.split(":")[0])
+    model = load_model(spec)
+    assert model.fixed_batch is None
+    x = torch.randn(3, *(size or 1 for size in model.spec.inputs[0].shape[1:]))
+    with torch.no_grad():
+        together = torch.utils._pytree.tree_leaves(model.graph(x))
+        alone = torch.utils._pytree.tree_leaves(model.graph(x[1:2]))
+    for rows, row in zip(together, alone, strict=True):
+        torch.testing.assert_close(rows[1:2], row, rtol=1e-3, atol=1e-4)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from edgecnn.errors import BudgetError
 from edgecnn.cli.options import ValuesCommand, load_options, make_load_options
+from edgecnn.errors import BudgetError
 
 if TYPE_CHECKING:
     from edgecnn.recipe import Recipe

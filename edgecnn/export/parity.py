@@ -30,7 +30,7 @@ class Comparison:
     Attributes:
         max_lsb: largest difference in steps of the output's scale.
         fraction_within_1_lsb: of all output values.
-        top1_agreement: fraction of samples with the same largest output, None unless outputs are (n, classes).
+        top1_agreement: fraction of samples with the same largest output; None unless (n, classes).
         num_samples: images compared.
     """
 
@@ -115,7 +115,10 @@ def first_difference(
         if op.output not in traced:
             continue
         inputs = [_value(program.tensors[name], traced, feeds) for name in op.inputs]
-        if any(value is None and not program.tensors[n].is_constant for n, value in zip(op.inputs, inputs)):
+        if any(
+            value is None and not program.tensors[n].is_constant
+            for n, value in zip(op.inputs, inputs, strict=True)
+        ):
             continue
         expected = run_op(program, op, inputs).astype(np.int32)
         lsb = np.abs(expected - traced[op.output].astype(np.int32))

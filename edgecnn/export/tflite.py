@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from edgecnn.errors import ExportError, UnsupportedOpError
 from edgecnn.export import tflite_convolution as convolution
@@ -64,7 +64,8 @@ class TfliteOptions:
     Attributes:
         io: type of inputs and outputs; int8 and uint8 leave out the QUANTIZE and DEQUANTIZE at the boundary.
         metadata: name -> text of metadata entries.
-        debug_outputs: names of Program tensors that become outputs too, after the real ones.
+        debug_outputs: names of Program tensors that become outputs too, after the real ones; one that is an
+            output under its own name already is not repeated.
     """
 
     io: IoType = "float32"
@@ -96,7 +97,7 @@ def to_tflite(program: Program, options: TfliteOptions | None = None) -> TfliteF
     Raises:
         UnsupportedOpError: an op has no TFLite form; the message names layer and op kind.
         ExportError: integer inputs or outputs were asked for where the Program is float there, a debug output
-            names no activation, or the file would pass 2 GiB.
+            names no activation, `io` is unknown, or the file would pass 2 GiB.
         MissingDependencyError: ai-edge-litert is not installed.
 
     Example:
@@ -108,6 +109,8 @@ def to_tflite(program: Program, options: TfliteOptions | None = None) -> TfliteF
         (b'TFL3', {'x': 'nhwc', 'image': 'nhwc'})
     """
     options = options or TfliteOptions()
+    if options.io not in get_args(IoType):
+        raise ExportError(f"io is '{options.io}', expected one of {', '.join(get_args(IoType))}")
     lowering = Lowering(program, FileGraph(program.name))
     boundary = _Boundary(lowering, options)
     inputs = [(name, boundary.write_input(name)) for name in program.inputs]
@@ -122,7 +125,12 @@ def to_tflite(program: Program, options: TfliteOptions | None = None) -> TfliteF
             )
         lower(lowering, op)
     outputs = [(public, boundary.write_output(public, name)) for public, name in program.outputs]
-    outputs += [(name, boundary.write_debug_output(name)) for name in options.debug_outputs]
+    shown = set(program.outputs)
+    outputs += [
+        (name, boundary.write_debug_output(name))
+        for name in options.debug_outputs
+        if (name, name) not in shown
+    ]
     return TfliteFile(
         lowering.graph.serialize(inputs, outputs, options.metadata), MappingProxyType(boundary.layouts)
     )

@@ -142,8 +142,9 @@ class ProgramBuilder:
         name = str(node.args[0].target)  # type: ignore[union-attr]
         if node.target is qd.dequantize_per_channel.default:
             scale = fetch(self.model.graph, node.args[1]).float().numpy()  # type: ignore[arg-type]
-            return self.constant(values, name, QuantParams(scale, 0, axis=int(node.args[3])))  # type: ignore[arg-type]
-        scale = np.asarray(node.args[1], np.float32)  # type: ignore[arg-type]
+            axis = int(node.args[3])  # type: ignore[arg-type]
+            return self.constant(values, name, QuantParams(scale, 0, axis))
+        scale = np.asarray(node.args[1], np.float32)
         return self.constant(values, name, QuantParams(scale, int(node.args[2])))  # type: ignore[arg-type]
 
     def fold(self, node: fx.Node) -> bool:
@@ -195,7 +196,9 @@ def build_program(model: Model) -> Program:
             inputs.append(spec.name)
         elif node.op == "output":
             flat = _flatten(node.args[0])
-            outputs = [(spec.name, builder.tensor(n)) for spec, n in zip(model.spec.outputs, flat)]
+            outputs = [
+                (spec.name, builder.tensor(n)) for spec, n in zip(model.spec.outputs, flat, strict=True)
+            ]
         elif is_constant(node):
             builder.fold(node)
         elif node.name in builder.shapes:

@@ -176,7 +176,7 @@ def avg_pool2d(builder: ProgramBuilder, node: fx.Node) -> str:
 def _adaptive_window(builder: ProgramBuilder, node: fx.Node, out: tuple[int, ...]) -> tuple[int, int] | None:
     """Return the kernel of an adaptive pool whose windows are all alike; None for the identity."""
     x_shape = builder.tensors[builder.tensor(node.args[0])].shape
-    sizes = list(zip(x_shape[2:], out[2:]))
+    sizes = list(zip(x_shape[2:], out[2:], strict=False))
     if any(size % target for size, target in sizes):
         raise UnsupportedOpError(
             f"{layer_name(node)} from {x_shape[2:]} to {out[2:]} has windows of unequal size",

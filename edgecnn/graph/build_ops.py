@@ -1,4 +1,7 @@
-"""The table from ATen operators to Program operators; the lowerings stand in `build_layers` and `build_shapes`."""
+"""The table from ATen operators to Program operators.
+
+The lowerings stand in `build_layers` and `build_shapes`.
+"""
 
 from __future__ import annotations
 

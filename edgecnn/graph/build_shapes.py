@@ -26,7 +26,8 @@ def getitem(builder: ProgramBuilder, node: fx.Node) -> str:
     values = builder.values.get(source)  # type: ignore[arg-type]
     picked = values[index] if isinstance(values, list) else None  # type: ignore[index]
     if picked is None:
-        raise UnsupportedOpError(f"{layer_name(source)}: output {index} has no lowering")  # type: ignore[arg-type]
+        where = layer_name(source)  # type: ignore[arg-type]
+        raise UnsupportedOpError(f"{where}: output {index} has no lowering")
     return str(picked)
 
 
@@ -148,7 +149,7 @@ def pad(builder: ProgramBuilder, node: fx.Node) -> str:
     value = argument(node, 2, "value", 0) if constant else argument(node, 3, "value", 0)
     if mode != "constant" or min(amounts) < 0:
         raise UnsupportedOpError(
-            f"{layer_name(node)} pads by {list(amounts)} in mode {mode!r}, expected mode 'constant', no cropping"
+            f"{layer_name(node)} pads by {list(amounts)} in mode {mode!r}, expected 'constant', no cropping"
         )
     rank = len(builder.shape(node))
     pads = [(0, 0)] * rank

@@ -18,8 +18,8 @@ in float32; the attribute `clamp` (lo, hi in real units, either may be None) bou
 
 Operators and attributes (x is the data input; every op has `inputs`, one `output`):
 
-    conv2d            x, w (c_out, c_in/groups, k_h, k_w)[, b]; stride (2), padding (top, left, bottom, right),
-                      dilation (2), groups, clamp
+    conv2d            x, w (c_out, c_in/groups, k_h, k_w)[, b]; stride (2), padding (top, left, bottom,
+                      right), dilation (2), groups, clamp
     conv_transpose2d  x, w (c_in, c_out/groups, k_h, k_w)[, b]; stride, padding (4), output_padding (2),
                       dilation, groups, clamp
     linear            x (..., c_in), w (c_out, c_in)[, b]; clamp
@@ -90,12 +90,14 @@ class QuantParams:
 
     def dequantize(self, q: Array) -> Array:
         """Return scale * (q - zero_point) in float32, with q's shape."""
-        return (q.astype(np.int32) - self.zero_point).astype(np.float32) * self.broadcast_scale(q.ndim)
+        real: Array = (q.astype(np.int32) - self.zero_point).astype(np.float32) * self.broadcast_scale(q.ndim)
+        return real
 
     def quantize(self, x: Array, low: int = -128, high: int = 127) -> Array:
         """Return clamp(round_half_even(x / scale) + zero_point, low, high) as int8, with x's shape."""
         q = np.rint(x.astype(np.float32) / self.broadcast_scale(x.ndim)) + self.zero_point
-        return np.clip(q, low, high).astype(np.int8)
+        clamped: Array = np.clip(q, low, high).astype(np.int8)
+        return clamped
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,10 @@ def infer_shapes(model: Model) -> dict[str, Any]:
     runs = []
     for size in sizes:
         recorder = _ShapeRecorder(meta_graph)
-        feeds = [torch.empty((size, *spec.shape[1:]), device="meta") for spec in model.spec.inputs]
+        feeds = [
+            torch.empty((size, *(int(d or 1) for d in spec.shape[1:])), device="meta")
+            for spec in model.spec.inputs
+        ]
         with torch.no_grad():
             recorder.run(*feeds)
         runs.append(recorder.shapes)
@@ -85,13 +88,13 @@ def _merge(node: fx.Node, shapes: list[Any], sizes: tuple[int, ...], batched: bo
     first = shapes[0]
     if first is None or not batched:
         return first
-    if all(len(s) > 0 and s[0] == size for s, size in zip(shapes, sizes)) and all(
+    if all(len(s) > 0 and s[0] == size for s, size in zip(shapes, sizes, strict=True)) and all(
         s[1:] == first[1:] for s in shapes
     ):
         return (BATCH, *first[1:])
     if all(s == first for s in shapes) and len(sizes) > 1:
         return first
     raise UnsupportedOpError(
-        f"{layer_name(node)} gives shapes {shapes} for batches {sizes}, expected the batch in dimension 0 only",
+        f"{layer_name(node)} gives shapes {shapes} for batches {sizes}, expected the batch first",
         hint="write the reshape with the batch first, for instance x.view(x.shape[0], ...)",
     )

@@ -71,7 +71,7 @@ def load_model(
     if is_arch_spec(text) and not Path(text).exists():
         if options.arch is not None:
             raise LoadError(
-                f"the model is already an architecture, {text}; arch {options.arch} cannot be given beside it",
+                f"the model is already an architecture, {text}; arch is {options.arch} too",
                 hint="give the weights file as the model with --arch, or an architecture with --weights",
             )
         return _from_architecture(text, options.weights, options)

@@ -189,7 +189,7 @@ def _check_text(key: str, text: str) -> None:
             raise _Refused(f"the graph calls {text!r}")
     elif key in ("in_spec", "out_spec"):
         _check_tree(json.loads(text)[1])
-    elif key == "name":
+    elif key in ("name", "forward_arg_names"):
         if text and (not text.isidentifier() or keyword.iskeyword(text)):
             raise _Refused(f"the graph has a name {text[:80]!r}")
     elif not _PLAIN.fullmatch(text):
@@ -199,8 +199,10 @@ def _check_text(key: str, text: str) -> None:
 def _check_tree(spec: Any) -> None:
     if spec["type"] not in _TREE_TYPES:
         raise _Refused(f"the graph takes or returns a {spec['type']}")
-    if "__enum__" in str(spec["context"]):
-        raise _Refused("the graph's inputs or outputs are keyed by an enum")
+    context = json.loads(spec["context"]) if spec["context"] is not None else None
+    for key in context or ():  # of a dict; PyTorch pastes them between quotes into source text
+        if not isinstance(key, (str, int)) or not _PLAIN.fullmatch(str(key)):
+            raise _Refused(f"the graph's inputs or outputs have a key {str(key)[:80]!r}")
     for child in spec["children_spec"]:
         _check_tree(child)
 

@@ -7,7 +7,8 @@
 As single int8 operators they are slow or missing: ONNX Runtime runs HardSwish between Q/DQ in float, and
 XNNPACK's delegate breaks at TFLite's int8 HARD_SWISH.
 
-Source: Howard et al. 2019, arXiv:1905.02244, section 5.2 (hard_swish); Ramachandran et al. 2017, arXiv:1710.05941.
+Source: Howard et al. 2019, arXiv:1905.02244, section 5.2 (hard_swish); Ramachandran et al. 2017,
+arXiv:1710.05941.
 """
 
 from __future__ import annotations

@@ -116,6 +116,6 @@ def _check_finite(statistics: Statistics) -> None:
         low, high = observer.range()
         if not np.isfinite([low, high]).all():
             raise DataError(
-                f"{layer_name(node)} gives values from {low} to {high} on the calibration images, expected finite ones",
+                f"{layer_name(node)} gives values from {low} to {high} in calibration, expected finite ones",
                 hint="check the preprocess and the weights",
             )

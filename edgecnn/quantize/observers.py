@@ -44,7 +44,8 @@ class MinMaxObserver:
     """Covers every value seen.
 
     Example:
-        >>> o = MinMaxObserver(); o.observe(torch.tensor([0.5, 2.0])); o.observe(torch.tensor([-1.0])); o.range()
+        >>> o = MinMaxObserver(); o.observe(torch.tensor([0.5, 2.0])); o.observe(torch.tensor([-1.0]))
+        >>> o.range()
         (-1.0, 2.0)
     """
 
@@ -66,7 +67,8 @@ class MovingAverageObserver:
     """Follows each batch's extremes by a tenth of the distance.
 
     Example:
-        >>> o = MovingAverageObserver(); o.observe(torch.tensor([0.0, 1.0])); o.observe(torch.tensor([0.0, 2.0]))
+        >>> o = MovingAverageObserver()
+        >>> o.observe(torch.tensor([0.0, 1.0])); o.observe(torch.tensor([0.0, 2.0]))
         >>> o.range()
         (0.0, 1.1)
     """
@@ -160,7 +162,8 @@ class PercentileObserver:
         cut = 1.0 - self.percentile / 100.0
         two_sided = self.histogram.low < 0.0
         upper = 1.0 - (cut / 2 if two_sided else cut)
-        high = float(centers[min(np.searchsorted(share, upper), len(centers) - 1)]) + self.histogram.width / 2
+        last = min(int(np.searchsorted(share, upper)), len(centers) - 1)
+        high = float(centers[last]) + self.histogram.width / 2
         low = float(centers[np.searchsorted(share, cut / 2)]) - self.histogram.width / 2 if two_sided else 0.0
         return max(min(low, 0.0), self.histogram.low), min(max(high, 0.0), self.histogram.high)
 
@@ -178,7 +181,8 @@ def quantization_error(centers: Float64s, counts: Float64s, lows: Float64s, high
         (candidates,) sum_i n_i (x_i - s (clamp(round(x_i / s) + z, -128, 127) - z))^2.
 
     Example: levels 0, 1, ..., 255 hold 3 exactly and clip 256 to 255.
-        >>> quantization_error(np.array([3.0, 256.0]), np.array([5.0, 2.0]), np.array([0.0]), np.array([255.0]))
+        >>> x, n = np.array([3.0, 256.0]), np.array([5.0, 2.0])
+        >>> quantization_error(x, n, np.array([0.0]), np.array([255.0]))
         array([2.])
     """
     scale = np.maximum((highs - lows) / 255.0, 1e-30)[:, None]

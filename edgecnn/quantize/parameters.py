@@ -4,7 +4,8 @@
     weight       scale[c] = t[c] / q_max         q_max = 2^(bits-1) - 1, zero_point 0
     bias         q = round(b / (scale_x * scale_w[c]))
 
-Source: Jacob et al. 2018, arXiv:1712.05877, equations 1 to 11; Nagel et al. 2021, arXiv:2106.08295, section 3.1 (weights by MSE).
+Source: Jacob et al. 2018, arXiv:1712.05877, equations 1 to 11; Nagel et al. 2021, arXiv:2106.08295,
+section 3.1 (weights by MSE).
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def quantize_weight(weight: Floats, scales: Floats, axis: int, *, num_bits: int 
     shape = [1] * weight.ndim
     shape[axis] = -1
     q = np.rint(weight.astype(np.float32) / scales.reshape(shape))
-    return np.clip(q, -q_max, q_max).astype(np.int8)
+    clamped: npt.NDArray[np.int8] = np.clip(q, -q_max, q_max).astype(np.int8)
+    return clamped
 
 
 def quantize_bias(bias: Floats, bias_scale: Floats) -> npt.NDArray[np.int32]:

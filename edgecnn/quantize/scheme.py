@@ -13,7 +13,8 @@ Three ways to hold an output:
 A clamp (relu, relu6, hardtanh) right after an operator that `fuses_clamp` is part of it: only the clamped
 value is held. Elsewhere a clamp only picks values.
 
-Source: Jacob et al. 2018, arXiv:1712.05877, sections 2.1 to 2.4; TensorFlow Lite's 8-bit quantization specification.
+Source: Jacob et al. 2018, arXiv:1712.05877, sections 2.1 to 2.4; TensorFlow Lite's 8-bit quantization
+specification.
 """
 
 from __future__ import annotations

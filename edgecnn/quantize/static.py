@@ -1,11 +1,12 @@
 """The pass `quantize_static`: int8 activations and weights, int32 biases, written into the graph once.
 
-    x_q = quantize(x; scale_x, z_x)       w_q = quantize(w; scale_w[c])       b_q = round(b / (scale_x scale_w[c]))
+    x_q = quantize(x; scale_x, z_x)    w_q = quantize(w; scale_w[c])    b_q = round(b / (scale_x scale_w[c]))
 
 The graph keeps PyTorch operators between quantize and dequantize nodes (it can be run, saved and trained
 further); the integers of weights and biases are buffers. Everything that is exported reads them from here.
 
-Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias correction).
+Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias
+correction).
 """
 
 from __future__ import annotations
