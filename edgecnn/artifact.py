@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -214,11 +216,12 @@ def write_file_atomically(path: Path, data: bytes) -> None:
     write_files_atomically({path: data})
 
 
-def write_files_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write some files that belong together; none gets its final name before all are on the disk.
+def write_files_atomically(files: Mapping[Path, bytes], remove: Iterable[Path] = ()) -> None:
+    """Write some files that belong together: afterwards all are the new ones, or all the old ones.
 
     Args:
         files: the bytes of each path. Missing directories are made.
+        remove: older files that do not belong to the new ones, deleted together with the exchange.
 
     Raises:
         OutputError: if one cannot be written. Nothing is left behind, also on Ctrl-C.
@@ -230,13 +233,12 @@ def write_files_atomically(files: Mapping[Path, bytes]) -> None:
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            temporary[path] = _hidden(path)
             _write_to_disk(temporary[path], data)
-        for path in files:
-            temporary[path].replace(path)
-            del temporary[path]
+        with _uninterrupted():
+            _exchange(temporary, [path for path in remove if path.is_file()])
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise _output_error(Path(error.filename2 or path), error) from error
     finally:
         for leftover in temporary.values():
             with contextlib.suppress(OSError):
@@ -244,6 +246,107 @@ def write_files_atomically(files: Mapping[Path, bytes]) -> None:
         for directory in missing:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # succeeds only where no file got its final name
+
+
+def publish_files(folder: Path, files: Mapping[Path, bytes], force: bool) -> None:
+    """Write one run's results into a directory; of several runs at once, each one's stay together.
+
+    Args:
+        folder: the directory.
+        files: the bytes of each path in it.
+        force: replace the results of an earlier run, those of other formats included.
+
+    Raises:
+        OutputError: if results came into being meanwhile and force is not set, or a file cannot be written.
+    """
+    known = [folder / name for name in OUTPUT_NAMES]
+    stale = [place for path in known for place in (path, sidecar_path(path)) if place not in files]
+    with _locked(folder):
+        check_output_directory(folder, force)
+        write_files_atomically(files, stale)
+
+
+def _hidden(path: Path) -> Path:
+    """Return a temporary name beside a file."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _exchange(temporary: dict[Path, Path], stale: list[Path]) -> None:
+    """Give new files their names and delete stale ones; on an error put back what was there."""
+    earlier: dict[Path, Path] = {}
+    named: list[Path] = []
+    try:
+        for path in [*temporary, *stale]:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path), None, str(path))
+            if os.path.lexists(path):
+                earlier[path] = _hidden(path)
+                _set_aside(path, earlier[path])
+            if path in temporary:
+                temporary[path].replace(path)
+                named.append(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError:
+        for path in named:
+            path.unlink(missing_ok=True)
+        for path, kept in earlier.items():
+            with contextlib.suppress(FileNotFoundError):
+                kept.replace(path)
+        raise
+    temporary.clear()
+    for kept in earlier.values():
+        with contextlib.suppress(OSError):
+            kept.unlink()
+
+
+def _set_aside(path: Path, kept: Path) -> None:
+    """Give a file a second name, so that its own never points at nothing; else move it."""
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        path.replace(kept)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until a few renames are through."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda found, _: pending.append(found)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in pending[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time into a directory, which is made, and removed again if it stays empty."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    descriptor = -1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(ImportError, OSError):  # no such locks on Windows and some network drives
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    except OSError as error:
+        raise _output_error(folder, error) from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def _write_to_disk(path: Path, data: bytes) -> None:

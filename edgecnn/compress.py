@@ -6,7 +6,7 @@ Nothing is written before all of it has succeeded; then every file of the run ap
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,21 @@ from typing import Any
 import numpy as np
 
 from edgecnn.artifact import (
+    OUTPUT_NAMES,
     Artifact,
     check_output_directory,
+    publish_files,
     sha256_hex,
     write_artifact,
-    write_files_atomically,
 )
 from edgecnn.data import Dataset, Split, open_dataset, split_indices
 from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
 from edgecnn.devices.profile import Device, load_device
-from edgecnn.errors import BudgetError, RecipeError
+from edgecnn.errors import (
+    BudgetError,
+    ExportError,
+    RecipeError,
+)
 from edgecnn.export.files import FORMATS, SUFFIXES, FileOptions, ModelFile, write_model
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import layer_costs
@@ -34,7 +39,17 @@ from edgecnn.graph.program import Program
 from edgecnn.load import LoadOptions, check_against_batch_norm, load_model, save_pt2
 from edgecnn.model import Model
 from edgecnn.pipeline import Pass, PassContext, Progress, SilentProgress, run_passes
-from edgecnn.proof import Candidate, Parity, Predictions, measure_latency, predict, prove_parity
+from edgecnn.preflight import keep_inputs, refuse_quantized, require_packages
+from edgecnn.proof import (
+    Candidate,
+    Parity,
+    Predictions,
+    measure_latency,
+    predict,
+    prove_parity,
+    read_images,
+    temporary_folder,
+)
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
@@ -43,6 +58,8 @@ MAX_EVALUATED = 2000
 """Held-out images that accuracy and agreement are measured on, at most."""
 
 SYNTHETIC_HELD_OUT = 16
+
+IO_DTYPES = ("float32", "int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,27 @@ class CompressOptions:
     force: bool = False
     threads: int = 1
     measure: bool = True
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            ExportError: naming the option, what was found and what was expected.
+        """
+        wrong = [name for name in self.formats if name not in FORMATS]
+        if wrong or not self.formats or isinstance(self.formats, str):
+            found = repr(self.formats if isinstance(self.formats, str) or not wrong else wrong[0])
+            raise ExportError(f"formats: found {found}, expected one or more of {', '.join(FORMATS)}")
+        if self.io not in IO_DTYPES:
+            raise ExportError(f"io is {self.io!r}, expected one of {', '.join(IO_DTYPES)}")
+        for name in ("threads", "num_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ExportError(f"{name} is {value}, expected at least 1")
+        for name in ("max_drop", "max_latency_ms", "max_size_mb"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ExportError(f"{name} is {value}, expected a finite number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -130,8 +168,11 @@ def compress(
         EdgeCNNError: anything else that went wrong; nothing is written.
     """
     options = options or CompressOptions()
+    options.check()
+    require_packages(options.formats)
     progress = progress or SilentProgress()
     folder = Path(out)
+    keep_inputs((model, options.load.weights), folder)
     device = load_device(options.target)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     check_output_directory(folder, options.force)
@@ -142,6 +183,7 @@ def compress(
     progress.finish()
     seed = recipe.seed if options.seed is None else options.seed
     passes = _fit_to_target(recipe.passes, device, options.num_samples)
+    refuse_quantized(loaded)
     images = _choose_images(loaded, data, _num_samples(passes), seed, progress)
     loaded = loaded.with_warning(*_check_preprocess(loaded, images))
     context = PassContext(images.dataset, images.split.calibration, seed, progress)
@@ -162,20 +204,24 @@ def compress(
     parts.work_seconds = work_seconds
     parts.artifacts = artifacts
     parts.float_islands = float_islands(program)
-    with tempfile.TemporaryDirectory(prefix="edgecnn-") as staging:
+    parts.is_local = device.transport == "local"
+    with temporary_folder() as staging:
         floats = {f: write_model(float_program, f, loaded.spec, FileOptions()) for f in options.formats}
-        candidates = _stage(Path(staging), files, floats, compressed, recipe.name)
+        candidates = _stage(staging, files, floats, compressed, recipe.name)
         _prove(parts, program, candidates, images, dtype, options, progress)
         parts.float_files = {f: file.data for f, file in floats.items()}
         parts.files = {f: file.data for f, file in files.items()}
     report = build_report(parts)
-    _publish(folder, artifacts, files, pt2, report)
+    _publish(folder, artifacts, files, pt2, report, options.force)
     result = CompressResult(artifacts, report, compressed)
     misses = budget_misses(report, options.max_drop, options.max_latency_ms, options.max_size_mb)
     if misses:
+        unmeasured = report.accuracy is None and options.max_drop is not None
         raise BudgetError(
-            f"{'; '.join(misses)}; the files are in {folder}",
-            hint="relax the budget or try another recipe",
+            f"budget missed: {'; '.join(misses)} (the files are in {folder} all the same)",
+            hint="give labelled images with --data"
+            if unmeasured
+            else "relax the budget or try another recipe",
             result=result,
         )
     return result
@@ -188,13 +234,18 @@ def _choose_images(model: Model, data: Any, num_samples: int, seed: int, progres
         from edgecnn.data.synthetic import distill_images
 
         wanted = min(num_samples, 64) + SYNTHETIC_HELD_OUT
-        progress.start("no data: distil images from BatchNorm statistics", None)
+        progress.start("no data given: make images up from the network", None)
         dataset: Dataset = distill_images(model, wanted, seed)
         progress.finish()
         held = min(SYNTHETIC_HELD_OUT, max(len(dataset) // 4, 1))
         return _Images(dataset, split_indices(dataset, len(dataset) - held, held, seed), True)
-    classes = spec.outputs[0].shape[1] if spec.task in ("classification", "segmentation") else None
-    dataset = open_dataset(data, spec.preprocess, class_count=classes, labels=spec.labels)
+    classified = spec.task == "classification"
+    dataset = open_dataset(
+        data,
+        spec.preprocess,
+        class_count=spec.outputs[0].shape[1] if classified else None,
+        labels=spec.labels if classified else None,
+    )
     calibration = min(num_samples, max(len(dataset) // 2, 1))  # a small set is shared half and half
     held_out = min(MAX_EVALUATED, max(len(dataset) - calibration, 1))
     return _Images(dataset, split_indices(dataset, calibration, held_out, seed), False)
@@ -204,7 +255,7 @@ def _check_preprocess(model: Model, images: _Images) -> list[str]:
     """Compare the calibration images with what the first batch norm saw in training."""
     if images.synthetic:
         return []
-    return check_against_batch_norm(model, images.dataset.inputs(images.split.calibration[:32]))
+    return check_against_batch_norm(model, read_images(images.dataset, images.split.calibration[:32])[0])
 
 
 def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | None) -> list[Pass]:
@@ -254,8 +305,8 @@ def _artifact(file: ModelFile, folder: Path, model: Model, recipe: str) -> Artif
 
 def _pt2_bytes(model: Model) -> bytes:
     """Return the compressed graph as a .pt2 file."""
-    with tempfile.TemporaryDirectory(prefix="edgecnn-") as folder:
-        path = Path(folder) / "model.pt2"
+    with temporary_folder() as folder:
+        path = folder / "model.pt2"
         save_pt2(model, path)
         return path.read_bytes()
 
@@ -291,15 +342,15 @@ def _prove(
     """Fill in parity, accuracy, agreement and latency."""
     started = time.perf_counter()
     dataset, split = images.dataset, images.split
-    per_image = int(np.prod(dataset.inputs(split.held_out[:1]).shape))
-    num_proof = int(np.clip((1 << 22) // per_image, 16, 256))
-    proof_indices = split.held_out[:num_proof]
-    inputs = dataset.inputs(proof_indices)
+    _, *image_shape = parts.float_model.spec.inputs[0].shape
+    num_proof = int(np.clip((1 << 22) // math.prod(size or 1 for size in image_shape), 16, 256))
+    inputs, proof_indices = read_images(dataset, split.held_out[:num_proof])
     parity: Parity = prove_parity(program, candidates, inputs, activation_dtype, progress)
     predictions: Predictions | None = None
-    if parts.float_model.spec.task in ("classification", "segmentation"):
-        reference = f"float_{options.formats[0]}"
-        predictions = predict(candidates, dataset, split.held_out, reference, progress)
+    task = parts.float_model.spec.task
+    if task in ("classification", "segmentation"):
+        reference, per_pixel = f"float_{options.formats[0]}", task == "segmentation"
+        predictions = predict(candidates, dataset, split.held_out, reference, progress, per_pixel=per_pixel)
     latency = measure_latency(candidates, inputs, options.threads, progress) if options.measure else None
     parts.parity, parts.predictions, parts.latency = parity, predictions, latency
     parts.threads = options.threads
@@ -312,7 +363,12 @@ def _prove(
 
 
 def _publish(
-    folder: Path, artifacts: dict[str, Artifact], files: dict[str, ModelFile], pt2: bytes, report: Report
+    folder: Path,
+    artifacts: dict[str, Artifact],
+    files: dict[str, ModelFile],
+    pt2: bytes,
+    report: Report,
+    force: bool,
 ) -> None:
     """Write everything, all or nothing."""
     contents: dict[Path, bytes] = {}
@@ -321,4 +377,4 @@ def _publish(
         contents[artifact.sidecar_path] = artifact.sidecar_bytes()
     contents[folder / "model.pt2"] = pt2
     contents[folder / "report.json"] = report.to_json().encode()
-    write_files_atomically(contents)
+    publish_files(folder, contents, force)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from edgecnn.graph.folding import FoldBatchNorm
 from edgecnn.load import load_model
 from edgecnn.model import ModelSpec
 from edgecnn.pipeline import PassContext, Progress, SilentProgress
-from edgecnn.proof import Candidate, predict
+from edgecnn.preflight import require_packages
+from edgecnn.proof import Candidate, predict, temporary_folder
 
 ARTIFACT_SUFFIXES = (".onnx", ".tflite")
 
@@ -46,6 +46,7 @@ def evaluate(
         LoadError: if the file has no sidecar or the model cannot be loaded.
     """
     options = options or CompressOptions()
+    options.check()
     progress = progress or SilentProgress()
     if isinstance(artifact_or_model, (str, Path)) and str(artifact_or_model).endswith(ARTIFACT_SUFFIXES):
         path = Path(artifact_or_model)
@@ -56,21 +57,25 @@ def evaluate(
             )
         spec = read_artifact(path).spec
         return {"path": str(path), **_measure(path, spec, data, options.threads, progress)}
+    require_packages(("onnx",))
     progress.start("load and export the graph", None)
     model = load_model(artifact_or_model, options.load)
     program = build_program(FoldBatchNorm().run(model, PassContext()))
     file = write_model(program, "onnx", model.spec, FileOptions())
     progress.finish()
-    with tempfile.TemporaryDirectory(prefix="edgecnn-") as folder:
-        path = stage_file(file, Path(folder), model, "float")
+    with temporary_folder() as folder:
+        path = stage_file(file, folder, model, "float")
         return {"model": model.spec.name, **_measure(path, model.spec, data, options.threads, progress)}
 
 
 def _measure(path: Path, spec: ModelSpec, data: Any, threads: int, progress: Progress) -> dict[str, Any]:
     """Run every image of the data through one file."""
     shape = spec.outputs[0].shape
-    if spec.task not in ("classification", "segmentation") or shape[1] is None:
-        raise DataError(f"{spec.name} is of task {spec.task!r}; accuracy is defined for classification")
+    if spec.task != "classification" or shape[1] is None:
+        raise DataError(
+            f"{spec.name} is of task {spec.task!r}, its output has shape {_spell(shape)}; accuracy is "
+            "measured for classification only, outputs of shape n x classes"
+        )
     dataset = open_dataset(data, spec.preprocess, class_count=shape[1], labels=spec.labels)
     require_labels(dataset, "accuracy")
     found = predict([Candidate("file", path)], dataset, range(len(dataset)), "file", progress, threads)
@@ -83,3 +88,7 @@ def _measure(path: Path, spec: ModelSpec, data: Any, threads: int, progress: Pro
         "classes": shape[1],
         "preprocess": spec.preprocess.to_dict(),
     }
+
+
+def _spell(shape: tuple[int | None, ...]) -> str:
+    return " x ".join("n" if size is None else str(size) for size in shape)

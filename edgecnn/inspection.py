@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.build import build_program
 from edgecnn.graph.build_ops import unsupported_nodes
@@ -11,6 +13,7 @@ from edgecnn.graph.cost import layer_costs
 from edgecnn.graph.nodes import layer_name
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.load import LoadOptions, load_model
+from edgecnn.model import Model
 
 
 def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, Any]:
@@ -23,10 +26,12 @@ def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, 
     Returns:
         JSON-ready: name, task, params, macs, size_bytes, inputs, outputs, preprocess, layers (layer, op,
         output_shape, params, macs), unsupported (layers and operators without a lowering) and warnings.
-        macs and layers are None and empty where an operator has no lowering.
+        macs and layers are None and empty where an operator has no lowering. Of a network that compress has
+        quantized, the integers count as params.
     """
     model = load_model(source, options or LoadOptions())
-    parameters = list({id(p): p for p in model.graph.parameters()}.values())
+    tensors = [*model.graph.parameters(), *_integer_buffers(model)]
+    parameters = list({id(p): p for p in tensors}.values())
     shapes = infer_shapes(model)
     unsupported = [layer_name(n) for n in unsupported_nodes(list(model.graph.graph.nodes), set(shapes))]
     warnings = list(model.warnings)
@@ -61,3 +66,8 @@ def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, 
         "unsupported": unsupported,
         "warnings": warnings,
     }
+
+
+def _integer_buffers(model: Model) -> list[torch.Tensor]:
+    """Return the int8 weights and int32 biases of a network that is quantized already."""
+    return [buffer for buffer in model.graph.buffers() if buffer.dtype in (torch.int8, torch.int32)]

@@ -5,6 +5,9 @@ Everything runs in fresh processes through the runner, so that the figures are t
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn.data import Dataset, iterate_batches
+from edgecnn.data import Dataset
+from edgecnn.data.dataset import SkippingDataset
 from edgecnn.devices.local import run_local
-from edgecnn.errors import ParityError
+from edgecnn.errors import OutputError, ParityError, RunnerError
 from edgecnn.export.parity import Comparison, compare, first_difference, output_scales, sqnr_db
 from edgecnn.export.trace import trace_onnx, trace_tflite
 from edgecnn.graph.program import Array, Program
@@ -26,7 +30,12 @@ from edgecnn.runner.outputs import NpyWriter
 CHUNK_BYTES = 256 * 2**20
 """Inputs written to disk at once for the runner."""
 
+BATCH_SIZE = 64
+
 TIMEOUT_S = 3600.0
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_LITTLE_ROOM_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,54 @@ class Predictions:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder that is deleted afterwards, also on Ctrl-C.
+
+    Raises:
+        OutputError: if there is no room for temporary files; it says where they go.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgecnn-") as name:
+            yield Path(name)
+    except (OSError, OutputError, RunnerError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if (
+            isinstance(error, RunnerError)
+            and shutil.disk_usage(tempfile.gettempdir()).free < _LITTLE_ROOM_BYTES
+        ):
+            reason = f"almost no space left, and {error.message}"
+        elif isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            reason = cause.strerror or str(cause)
+        else:
+            raise
+        raise OutputError(
+            f"cannot write temporary files in {tempfile.gettempdir()}: {reason}",
+            hint="free some space there, or set TMPDIR to a directory that has more",
+        ) from error
+
+
+def read_images(dataset: Dataset, indices: Sequence[int]) -> tuple[Array, list[int]]:
+    """Return (float32 (m, c, h, w), the m <= n indices of the images that can be read).
+
+    Raises:
+        DataError: if too many of them cannot.
+    """
+    if isinstance(dataset, SkippingDataset):
+        return dataset.readable_inputs(indices)
+    return dataset.inputs(indices), list(indices)
+
+
+def _save(path: Path, array: Array) -> None:
+    """Write an array as .npy, all of it or an OSError that says why (np.save's does not)."""
+    writer = NpyWriter(path, len(array))
+    try:
+        writer.append(array)
+        writer.close()
+    finally:
+        writer.discard()
+
+
 def run_outputs(
     candidates: Sequence[Candidate], inputs: Array, threads: int = 1
 ) -> dict[str, dict[str, Array]]:
@@ -80,19 +137,19 @@ def run_outputs(
     Raises:
         RunnerError: if a runtime cannot load or run a file.
     """
-    with tempfile.TemporaryDirectory(prefix="edgecnn-") as folder:
-        path = Path(folder) / "inputs.npy"
-        np.save(path, np.ascontiguousarray(inputs, np.float32))
+    with temporary_folder() as folder:
+        path = folder / "inputs.npy"
+        _save(path, np.asarray(inputs, np.float32))
         request = {
             "task": "outputs",
             "artifacts": [c.to_request() for c in candidates],
             "inputs": str(path),
-            "outputs": str(Path(folder) / "outputs"),
+            "outputs": str(folder / "outputs"),
             "threads": threads,
         }
         result = run_local(request, TIMEOUT_S)
         return {
-            key: {o["name"]: np.load(Path(folder) / "outputs" / o["array"]) for o in entry["outputs"]}
+            key: {o["name"]: np.load(folder / "outputs" / o["array"]) for o in entry["outputs"]}
             for key, entry in result["artifacts"].items()
         }
 
@@ -151,7 +208,7 @@ def prove_parity(
         ParityError: naming the first operator that computes something else.
         RunnerError: if a runtime cannot load or run a file.
     """
-    progress.start("open both files in their runtimes", None)
+    progress.start("run the files in their runtimes", None)
     outputs = run_outputs(candidates, inputs)
     progress.finish()
     reference = run_reference(program, inputs, progress)
@@ -184,7 +241,7 @@ def _examine(program: Program, key: str, inputs: Array, activation_dtype: str, f
         raise ParityError(
             f"the {key} file does not compute the contract's integers in {runtime} ({figures}); the first "
             f"operator that differs is {op.layer}, {op.kind}: {difference.max_lsb} LSB off",
-            hint="no file was written; please report this with the runtime's version",
+            hint=f"nothing was written; please report this with the version of {runtime}",
         )
     return (
         f"{key}: every operator is within 1 LSB of the reference, but differences of one step add up along "
@@ -199,6 +256,7 @@ def predict(
     reference: str,
     progress: Progress,
     threads: int = 1,
+    per_pixel: bool = False,
 ) -> Predictions:
     """Run every file over a data set and count right answers and agreement with the reference file.
 
@@ -209,23 +267,25 @@ def predict(
         reference: key of the file whose answers the others are compared with.
         progress: told about every chunk.
         threads: inside an operator.
+        per_pixel: the network classifies pixels, for which labels of images say nothing.
     """
     total = Predictions()
+    labels = None if per_pixel else dataset.labels
     sums: dict[str, dict[str, list[tuple[float, int]]]] = {"top1": {}, "top5": {}, "agreement": {}}
-    progress.start("accuracy" if dataset.labels is not None else "agreement with float", len(indices))
+    progress.start("agreement with float" if labels is None else "accuracy", len(indices))
     for chunk in _chunks(dataset, indices):
-        with tempfile.TemporaryDirectory(prefix="edgecnn-") as folder:
-            kept = _write_inputs(Path(folder) / "inputs.npy", dataset, chunk)
+        with temporary_folder() as folder:
+            kept = _write_inputs(folder / "inputs.npy", dataset, chunk)
             request: dict[str, Any] = {
                 "task": "predictions",
                 "artifacts": [c.to_request() for c in candidates],
-                "inputs": str(Path(folder) / "inputs.npy"),
+                "inputs": str(folder / "inputs.npy"),
                 "reference": reference,
                 "threads": threads,
             }
-            if dataset.labels is not None:
-                np.save(Path(folder) / "labels.npy", dataset.labels[kept])
-                request["labels"] = str(Path(folder) / "labels.npy")
+            if labels is not None:
+                _save(folder / "labels.npy", labels[kept])
+                request["labels"] = str(folder / "labels.npy")
             result = run_local(request, TIMEOUT_S)
         total.num_samples += len(kept)
         total.environment = result["environment"]
@@ -250,24 +310,26 @@ def _weighted(parts: list[tuple[float, int]]) -> float | None:
 
 def _chunks(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sequence[int]]:
     """Yield indices whose inputs fit into CHUNK_BYTES."""
-    size = int(dataset.inputs(indices[:1]).nbytes)
+    size = int(read_images(dataset, indices[:1])[0].nbytes)
     step = max(1, CHUNK_BYTES // max(size, 1))
     for start in range(0, len(indices), step):
         yield indices[start : start + step]
 
 
 def _write_inputs(path: Path, dataset: Dataset, indices: Sequence[int]) -> list[int]:
-    """Write images as one .npy of float32 (n, c, h, w), a batch at a time; return their indices."""
+    """Write images as one .npy of float32 (n, c, h, w), a batch at a time; return which could be read."""
     writer = NpyWriter(path, len(indices))
     kept: list[int] = []
     try:
-        for batch, _ in iterate_batches(dataset, indices, 64):
+        for start in range(0, len(indices), BATCH_SIZE):
+            batch, read = read_images(dataset, indices[start : start + BATCH_SIZE])
+            kept += read
             writer.append(batch)
-        kept = list(indices)
-        writer.close()
+        if len(kept) == len(indices):
+            writer.close()
     finally:
         writer.discard()
-    return kept
+    return kept if len(kept) == len(indices) else _write_inputs(path, dataset, kept)
 
 
 def measure_latency(
@@ -282,9 +344,9 @@ def measure_latency(
     merged: dict[str, Any] = {"artifacts": {}, "speedup": {}, "environment": {}, "warnings": []}
     pairs = [("float_onnx", "onnx"), ("float_tflite", "tflite")]
     by_key: Mapping[str, Candidate] = {c.key: c for c in candidates}
-    with tempfile.TemporaryDirectory(prefix="edgecnn-") as folder:
-        path = Path(folder) / "inputs.npy"
-        np.save(path, np.ascontiguousarray(inputs[:1], np.float32))
+    with temporary_folder() as folder:
+        path = folder / "inputs.npy"
+        _save(path, np.asarray(inputs[:1], np.float32))
         for pair in pairs:
             if any(key not in by_key for key in pair):
                 continue

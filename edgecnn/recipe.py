@@ -37,6 +37,7 @@ else:
 
 PASSES: Mapping[str, str] = {
     "fold_batch_norm": "edgecnn.graph.folding:FoldBatchNorm",
+    "averages_to_convolutions": "edgecnn.lower.averages:AveragesToConvolutions",
     "decompose_activations": "edgecnn.lower.activations:DecomposeActivations",
     "quantize_static": "edgecnn.quantize.static:QuantizeStatic",
 }

@@ -165,12 +165,12 @@ def test_a_missed_budget_has_its_own_exit_code(
     assert "error: top-1 fell by 1.2 points" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_that_nothing_was_written(
+def test_ctrl_c_says_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch, "compress", KeyboardInterrupt())
     assert main(["compress", "m"]) == 130
-    assert capsys.readouterr().err.strip() == "interrupted, nothing written"
+    assert capsys.readouterr().err.strip() == "interrupted; no unfinished file is left"
 
 
 @pytest.mark.parametrize(

@@ -168,10 +168,11 @@ def test_debug_output_of_a_flatten_that_went_into_the_weight_is_in_order() -> No
     assert np.array_equal(TfliteSession(file).run(feeds)["reshape_0"], feeds["image"].reshape(2, -1))
 
 
-def test_debug_output_that_is_an_output_already_is_not_repeated() -> None:
+def test_debug_output_that_is_an_output_already_is_found_by_place() -> None:
     program = dataclasses.replace(float_sample("relu"), outputs=(("clamp_0", "clamp_0"),))
-    file = to_tflite(program, TfliteOptions(debug_outputs=("clamp_0",)))
-    assert list(structure(file)["outputs"]) == ["clamp_0"]
+    file = to_tflite(program, TfliteOptions(debug_outputs=("clamp_0", "image")))
+    assert list(structure(file)["outputs"]) == ["clamp_0", "image"]
+    assert len(TfliteSession(file).interpreter.get_output_details()) == 3
 
 
 def test_unknown_io_is_refused() -> None:

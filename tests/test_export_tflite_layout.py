@@ -103,7 +103,9 @@ def test_dense_block_joins_each_tensor_once_and_stays_in_one_partition() -> None
     assert [len(op["inputs"]) for op in operators if op["operator"] == "CONCATENATION v1"] == [2] * 7
 
 
-@pytest.mark.parametrize(("count", "joins"), [(5, [5]), (6, [5, 2]), (12, [5, 5, 2, 3]), (26, [5] * 6 + [2])])
+@pytest.mark.parametrize(
+    ("count", "joins"), [(1, []), (5, [5]), (6, [5, 2]), (12, [5, 5, 2, 3]), (26, [5] * 6 + [2])]
+)
 def test_int8_joins_of_many_tensors_take_five_at_a_time(count: int, joins: list[int]) -> None:
     def build(b: ProgramBuilder, x: str) -> str:
         parts = [b.op("slice", x, axis=1, start=i % 4, stop=i % 4 + 1, step=1) for i in range(count)]

@@ -85,7 +85,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--max-size-mb", type=POSITIVE, metavar="MB", help="Fail with exit code 3 if a file is larger.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
-@click.option("--force", is_flag=True, help="Overwrite earlier results.")
+@click.option("--force", is_flag=True, help="Replace earlier results, those of other formats too.")
 @click.option("--dry-run", is_flag=True, help="Print the recipe and what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 def compress(values: Mapping[str, Any]) -> None:
@@ -187,7 +187,7 @@ def _plan(values: Mapping[str, Any], recipe: Recipe) -> str:
         f"run          {', '.join(step.name for step in recipe.passes)}",
         f"write        {files}, {values['out'] / 'model.pt2'}, {values['out'] / 'report.json'}",
         f"for          {values['target']}, input and output {values['io']}",
-        f"prove        parity, agreement with float, latency on {values['threads']} thread(s)",
+        f"prove        parity, agreement with float, latency here on {values['threads']} thread(s)",
     ]
     return (
         "".join(f"# {line}\n" for line in ["edgecnn compress would", *(f"  {step}" for step in steps)]) + "\n"

@@ -47,4 +47,8 @@ def _text(name: str, value: Any) -> str:
     """Return a figure for people: fractions in percent, what was not measured in words."""
     if value is None:
         return "not measured"
+    if isinstance(value, Mapping):
+        from edgecnn.report.terminal import preprocess_text
+
+        return preprocess_text(value)
     return f"{100 * value:.2f} %" if name in FRACTIONS else str(value)

@@ -2,18 +2,24 @@
 
     0    done                                   2    wrong usage
     1    an EdgeCNNError: one line and a hint   3    a budget was missed
-    130  interrupted with Ctrl-C
+    130  interrupted with Ctrl-C                143  terminated with SIGTERM
 
 stdout carries the result and nothing else; progress, warnings and errors go to stderr. EDGECNN_DEBUG=1 shows
-the traceback of an error.
+the traceback of an error, and the Python warnings of the packages underneath.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import click
 
@@ -30,6 +36,21 @@ COMMANDS = {
 """Every command by name: "module:command", imported when it is used."""
 
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
+
+EXTRAS = {
+    "torch": "torch",
+    "safetensors": "torch",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "ai_edge_litert": "tflite",
+    "flatbuffers": "tflite",
+}
+"""The extra of edgecnn that brings each package."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which cleans up as Ctrl-C does."""
 
 
 class LazyGroup(click.Group):
@@ -65,18 +86,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     try:
-        code = edgecnn.main(args=arguments, prog_name="edgecnn", standalone_mode=False)
+        with _quiet(), _terminable():
+            code = edgecnn.main(args=arguments, prog_name="edgecnn", standalone_mode=False)
+    except Terminated:
+        click.echo("terminated; no unfinished file is left", err=True)
+        return TERMINATED
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted, nothing written", err=True)
+        click.echo("interrupted; no unfinished file is left", err=True)
         return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except BrokenPipeError:  # the reader of stdout has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except EdgeCNNError as error:
-        if os.environ.get("EDGECNN_DEBUG") == "1":
-            traceback.print_exc()
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
-        if error.hint:
-            click.echo(f"{click.style('hint:', bold=True)} {error.hint}", err=True)
+        _say(error.message, error.hint)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            return _internal(error)
+        _say(f"{package} is needed here and not installed", f"pip install 'edgecnn[{EXTRAS[package]}]'")
+        return 1
+    except Exception as error:  # noqa: BLE001 - whoever sees it should not have to read a traceback
+        return _internal(error)
     return code if isinstance(code, int) else 0
+
+
+def _say(message: str, hint: str | None) -> None:
+    """Print an error and its hint, and where it came from if EDGECNN_DEBUG asks for it."""
+    if _debugging():
+        traceback.print_exc()
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+
+
+def _internal(error: Exception) -> int:
+    """Say that an error was not foreseen."""
+    first = str(error).strip().partition("\n")[0]
+    _say(
+        f"{type(error).__name__}: {first}" if first else type(error).__name__,
+        "edgecnn did not foresee this: run again with EDGECNN_DEBUG=1 and report what it shows",
+    )
+    return 1
+
+
+def _debugging() -> bool:
+    return os.environ.get("EDGECNN_DEBUG") == "1"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the Python warnings of other packages off stderr; edgecnn's own are in the report."""
+    with warnings.catch_warnings():
+        if not _debugging() and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM clean up like Ctrl-C: temporary files go, and so does the process that runs the files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if earlier is None else earlier)
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    """Raise Terminated."""
+    raise Terminated

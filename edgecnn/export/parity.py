@@ -21,6 +21,8 @@ from edgecnn.graph.program import Array, Op, Program, Tensor
 MAX_LSB = 2
 MIN_FRACTION = 0.999
 MAX_OP_LSB = 1
+_NOT_FINITE = 2.0**31
+"""Steps that stand for a NaN or infinite difference."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def compare(
     for name, scale in scales.items():
         a, b = first[name].astype(np.float64), second[name].astype(np.float64)
         step = scale or max(float(np.abs(a).max(initial=0.0)) / 127.0, 1e-12)
-        lsb = np.rint(np.abs(a - b) / step)
+        lsb = np.nan_to_num(np.rint(np.abs(a - b) / step), nan=_NOT_FINITE, posinf=_NOT_FINITE)
         worst = max(worst, int(lsb.max(initial=0.0)))
         within += int((lsb <= 1).sum())
         total += lsb.size

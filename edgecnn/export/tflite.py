@@ -64,8 +64,8 @@ class TfliteOptions:
     Attributes:
         io: type of inputs and outputs; int8 and uint8 leave out the QUANTIZE and DEQUANTIZE at the boundary.
         metadata: name -> text of metadata entries.
-        debug_outputs: names of Program tensors that become outputs too, after the real ones; one that is an
-            output under its own name already is not repeated.
+        debug_outputs: names of Program tensors that become outputs too, after the real ones, in this order.
+            The signature names each once; one that is an output under its own name is found by its place.
     """
 
     io: IoType = "float32"
@@ -125,12 +125,7 @@ def to_tflite(program: Program, options: TfliteOptions | None = None) -> TfliteF
             )
         lower(lowering, op)
     outputs = [(public, boundary.write_output(public, name)) for public, name in program.outputs]
-    shown = set(program.outputs)
-    outputs += [
-        (name, boundary.write_debug_output(name))
-        for name in options.debug_outputs
-        if (name, name) not in shown
-    ]
+    outputs += [(name, boundary.write_debug_output(name)) for name in options.debug_outputs]
     return TfliteFile(
         lowering.graph.serialize(inputs, outputs, options.metadata), MappingProxyType(boundary.layouts)
     )

@@ -272,7 +272,10 @@ def _signature(schema: Any, inputs: Sequence[tuple[str, int]], outputs: Sequence
     signature = schema.SignatureDefT()
     signature.signatureKey = "serving_default"
     signature.inputs = [_tensor_map(schema, name, index) for name, index in inputs]
-    signature.outputs = [_tensor_map(schema, name, index) for name, index in outputs]
+    named: dict[str, int] = {}
+    for name, index in outputs:
+        named.setdefault(name, index)
+    signature.outputs = [_tensor_map(schema, name, index) for name, index in named.items()]
     return signature
 
 

@@ -47,6 +47,9 @@ def concat(lowering: Lowering, op: Op) -> None:
     names = _joined_before(lowering, op, axis)
     order = common_order(lowering, names, len(y.shape))
     inputs = [lowering.read(name, order) for name in names]
+    if len(inputs) == 1:
+        lowering.place(y.name, inputs[0], order)
+        return
     place = order.index(axis)
     while y.quant is not None and len(inputs) > _MAX_INT8_INPUTS:
         parts = [inputs[i : i + _MAX_INT8_INPUTS] for i in range(0, len(inputs), _MAX_INT8_INPUTS)]

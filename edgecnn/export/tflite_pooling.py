@@ -42,9 +42,9 @@ def is_lowest_zero(program: Program, name: str) -> bool:
         (True, False)
     """
     quant = program.tensors[name].quant
-    if quant is not None:
-        return quant.zero_point == -128
-    return _is_float_non_negative({op.output: op for op in program.ops}, name)
+    if quant is not None and quant.zero_point == -128:
+        return True
+    return _is_non_negative({op.output: op for op in program.ops}, name)
 
 
 _KEEPS_SIGN = frozenset(
@@ -52,12 +52,12 @@ _KEEPS_SIGN = frozenset(
 )
 
 
-def _is_float_non_negative(producers: Mapping[str, Op], name: str) -> bool:
+def _is_non_negative(producers: Mapping[str, Op], name: str) -> bool:
     op = producers.get(name)
     if op is None:
         return False
     if op.kind in _KEEPS_SIGN:
-        return all(_is_float_non_negative(producers, source) for source in op.inputs)
+        return all(_is_non_negative(producers, source) for source in op.inputs)
     low = (op.attributes.get("clamp") or (None, None))[0]
     return op.kind in ("sigmoid", "softmax") or (low is not None and low >= 0)
 

@@ -5,15 +5,13 @@ Slower than the file itself and only for finding out where two executions part.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from edgecnn.errors import ExportError
-from edgecnn.export.onnx import OnnxOptions, to_onnx
-from edgecnn.export.tflite import TfliteOptions, to_tflite
 from edgecnn.graph.program import Array, Program
+from edgecnn.runner.session import import_runtime
 
 
 def traceable(program: Program) -> tuple[str, ...]:
@@ -29,9 +27,9 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
         feeds: float32 (n, c, h, w) by input name.
         activation_dtype: of the file, "uint8" or "int8".
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime
+    from edgecnn.export.onnx import OnnxOptions, to_onnx
 
+    onnxruntime = import_runtime("onnxruntime")
     names = traceable(program)
     model = to_onnx(program, OnnxOptions(activation_dtype=activation_dtype, debug_outputs=names))
     options = onnxruntime.SessionOptions()
@@ -55,11 +53,11 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
         program: quantized.
         feeds: float32 (n, c, h, w) by input name; each image runs on its own.
     """
-    from ai_edge_litert.interpreter import Interpreter
+    from edgecnn.export.tflite import TfliteOptions, to_tflite
 
     names = traceable(program)
     file = to_tflite(program, TfliteOptions(debug_outputs=names))
-    interpreter = Interpreter(model_content=file.data, num_threads=1)
+    interpreter = import_runtime("litert").Interpreter(model_content=file.data, num_threads=1)
     interpreter.allocate_tensors()
     details = interpreter.get_output_details()[len(program.outputs) :]
     if len(details) != len(names):

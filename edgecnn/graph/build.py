@@ -46,6 +46,7 @@ class ProgramBuilder:
         self.ops: list[Op] = []
         self.values: dict[fx.Node, Any] = {}
         self._folded: dict[fx.Node, torch.Tensor] = {}
+        self._makers: dict[str, fx.Node] = {}
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return a tensor node's shape, BATCH first where it is batched."""
@@ -90,6 +91,7 @@ class ProgramBuilder:
         output = self._free(node.name)
         self.tensors[output] = Tensor(output, self.shape(node) if shape is None else shape)
         self.ops.append(Op(kind, tuple(inputs), output, MappingProxyType(attributes or {}), layer_name(node)))
+        self._makers[output] = node
         return output
 
     def producer(self, name: str) -> int | None:
@@ -107,6 +109,7 @@ class ProgramBuilder:
         if (
             index is not None
             and isinstance(source, fx.Node)
+            and self._makers.get(x) is source  # not through a copy, which other nodes may have been spared
             and len(source.users) == 1
             and self.tensors[x].quant is None
             and self.ops[index].kind in FUSES_CLAMP

@@ -102,17 +102,26 @@ def linear(builder: ProgramBuilder, node: fx.Node) -> str:
 
 
 def batch_norm(builder: ProgramBuilder, node: fx.Node) -> str:
-    """Lower a batch_norm that was not folded: a 1x1 depthwise convolution (float baselines of raw graphs)."""
+    """Lower a batch_norm that was not folded (float baselines of raw graphs).
+
+    On an image it is a 1x1 depthwise convolution, elsewhere a multiplication and an addition.
+    """
     x = builder.tensor(node.args[0])
-    if argument(node, 5, "training") or len(builder.tensors[x].shape) != 4:
-        raise UnsupportedOpError(f"{layer_name(node)}: only 2-D batch norm in eval mode has a lowering")
+    if argument(node, 5, "training"):
+        raise UnsupportedOpError(f"{layer_name(node)} is in training mode, expected eval mode")
     parts = [builder.constant_value(argument(node, i, "")) for i in range(1, 5)]
     gamma, beta, mean, var = (None if p is None else p.double() for p in parts)
     if mean is None or var is None:
         raise UnsupportedOpError(f"{layer_name(node)} has no running statistics")
     g = torch.rsqrt(var + float(argument(node, 7, "eps", 1e-5)))
     g = g if gamma is None else g * gamma
-    shift = (0 if beta is None else beta) - mean * g
+    shift = (torch.zeros_like(mean) if beta is None else beta) - mean * g
+    rank = len(builder.tensors[x].shape)
+    if rank != 4:
+        shape = (-1, *([1] * (rank - 2)))
+        factor = builder.constant(g.float().reshape(shape).numpy(), f"{node.name}_weight")
+        offset = builder.constant(shift.float().reshape(shape).numpy(), f"{node.name}_bias")
+        return builder.emit(node, "add", [builder.emit(node, "mul", [x, factor]), offset])
     weight = builder.constant(g.float().reshape(-1, 1, 1, 1).numpy(), f"{node.name}_weight")
     bias = builder.constant(np.asarray(shift.float()), f"{node.name}_bias")
     return builder.emit(
@@ -158,7 +167,7 @@ def avg_pool2d(builder: ProgramBuilder, node: fx.Node) -> str:
             f"{layer_name(node)} has divisor_override={divisor}, expected the window's size"
         )
     pads = _window(x_shape, out, {"kernel": kernel, "stride": stride, "dilation": (1, 1)}, before)
-    include = bool(argument(node, 5, "count_include_pad", True))
+    include = bool(argument(node, 5, "count_include_pad", True)) and any(before)  # ceil_mode's is never counted
     if include and (pads[2] > before[0] or pads[3] > before[1]):
         raise UnsupportedOpError(
             f"{layer_name(node)}: ceil_mode with count_include_pad divides edge windows unevenly",

@@ -14,6 +14,8 @@ from edgecnn.graph.program import BATCH
 
 GETITEM = operator.getitem
 
+_BROADCASTING = frozenset({aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor})
+
 
 def identity(builder: ProgramBuilder, node: fx.Node) -> str:
     """Pass the value through (dropout in eval mode, contiguous, clone)."""
@@ -163,10 +165,20 @@ def pad(builder: ProgramBuilder, node: fx.Node) -> str:
 
 
 def resize(builder: ProgramBuilder, node: fx.Node) -> str:
-    """Lower nearest and bilinear upsampling to the size that the value has."""
+    """Lower nearest and bilinear upsampling to the size that the value has.
+
+    PyTorch steps by a scale factor where it was given one, the runtimes by the ratio of the sizes.
+    """
     x = builder.tensor(node.args[0])
     out = builder.shape(node)
     bilinear = "bilinear" in str(node.target)
+    sizes = builder.tensors[x].shape[2:]
+    for size, target, factor in zip(sizes, out[2:], _scale_factors(node, bilinear), strict=True):
+        if factor is not None and abs(size * factor - target) > 1e-3:
+            raise UnsupportedOpError(
+                f"{layer_name(node)} enlarges {size} by {factor:g} to {target}, expected a whole number",
+                hint="give interpolate a size, or recompute_scale_factor=True",
+            )
     align = bool(argument(node, 2, "align_corners", False)) if bilinear else False
     if builder.tensors[x].shape == out:
         return x
@@ -174,12 +186,36 @@ def resize(builder: ProgramBuilder, node: fx.Node) -> str:
     return builder.emit(node, "resize", [x], {"size": (out[2], out[3]), "mode": mode, "align_corners": align})
 
 
+def _scale_factors(node: fx.Node, bilinear: bool) -> list[float | None]:
+    """Return the factors for (h, w) that the resize was given, None where it was given sizes."""
+    first = 3 if bilinear else 2
+    if "vec" in str(node.target):
+        factors = argument(node, first, "scale_factors")
+        return [None, None] if factors is None else [float(f) for f in factors]
+    return [argument(node, first, "scales_h"), argument(node, first + 1, "scales_w")]
+
+
 def expand(builder: ProgramBuilder, node: fx.Node) -> str:
     """Pass an expand through where only broadcasting arithmetic reads it."""
     x = builder.tensor(node.args[0])
-    broadcasting = {aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor}
-    if builder.tensors[x].shape != builder.shape(node) and any(
-        u.target not in broadcasting for u in node.users
-    ):
-        raise UnsupportedOpError(f"{layer_name(node)} feeds an operator that does not broadcast")
+    if builder.tensors[x].shape != builder.shape(node):
+        for user in _readers(node):
+            others = [builder.shape(n) for n in user.all_input_nodes if _origin(n) is not node]
+            if user.target not in _BROADCASTING or builder.shape(user) not in others:
+                raise UnsupportedOpError(f"{layer_name(node)} feeds an operator that does not broadcast")
     return x
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Return the operators that read a value, through quantize and dequantize."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += _readers(user) if "quantized_decomposed" in str(user.target) else [user]
+    return found
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """Return the operator that made a value, through quantize and dequantize."""
+    while "quantized_decomposed" in str(node.target) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node

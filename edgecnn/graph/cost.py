@@ -21,7 +21,7 @@ class LayerCost:
         layer: where in the network ("features.0 (aten.conv2d.default)").
         kind: of operator.
         output_shape: dimension 0 is the batch, -1.
-        params: weights and biases it reads.
+        params: weights and biases it reads, not plain numbers (x * 2).
         macs: for one image.
     """
 
@@ -39,7 +39,11 @@ def layer_costs(program: Program) -> list[LayerCost]:
             op.layer,
             op.kind,
             program.tensors[op.output].shape,
-            sum(prod(program.tensors[n].shape) for n in op.inputs if program.tensors[n].is_constant),
+            sum(
+                prod(program.tensors[n].shape)
+                for n in op.inputs
+                if program.tensors[n].is_constant and program.tensors[n].shape
+            ),
             macs(program, op),
         )
         for op in program.ops

@@ -5,7 +5,7 @@
 
 A batch_norm that no such layer precedes (DenseNet, pre-activation ResNet) becomes a 1x1 depthwise
 convolution with weight g and bias beta - mean * g: one kernel in every runtime, with its own scale per
-channel once quantized.
+channel once quantized. Of vectors (batch_norm after an activation in a classifier head) it becomes x * g + b.
 
 Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2 (folding for inference).
 """
@@ -30,6 +30,7 @@ from edgecnn.graph.nodes import (
     is_constant,
     layer_name,
 )
+from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 
 _CHANNEL_AXIS = {  # axis of the output channels in the weight
@@ -53,7 +54,14 @@ class FoldBatchNorm:
     def requires(self, model: Model) -> None:
         """Refuse a graph whose batch norms are in training mode (their statistics move with the batch)."""
         for node in model.graph.graph.nodes:
-            if node.target is aten.batch_norm.default and argument(node, 5, "training"):
+            if node.target is not aten.batch_norm.default:
+                continue
+            if argument(node, 3, "running_mean") is None or argument(node, 4, "running_var") is None:
+                raise PassError(
+                    f"{layer_name(node)} has no running statistics: it normalizes each batch by its own",
+                    hint="train it with track_running_stats=True",
+                )
+            if argument(node, 5, "training"):
                 raise PassError(
                     f"{layer_name(node)} is in training mode, expected eval mode",
                     hint="call .eval() before exporting",
@@ -62,9 +70,10 @@ class FoldBatchNorm:
     def run(self, model: Model, context: Any) -> Model:  # noqa: ARG002 (the Pass protocol's signature)
         """Return the model with every batch_norm folded."""
         graph = copy_graph(model.graph)
-        for node in list(graph.graph.nodes):
-            if node.target is aten.batch_norm.default:
-                _fold(graph, node)
+        found = [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]
+        shapes = infer_shapes(model) if found else {}
+        for node in found:
+            _fold(graph, node, len(shapes[node.name]))
         return model.with_graph(finish(graph))
 
     def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
@@ -74,7 +83,8 @@ class FoldBatchNorm:
             raise PassError(f"{len(left)} batch_norm nodes are left, first {layer_name(left[0])}")
 
 
-def _fold(graph: fx.GraphModule, node: fx.Node) -> None:
+def _fold(graph: fx.GraphModule, node: fx.Node, rank: int) -> None:
+    """Fold one batch_norm of values of shape (n, c, ...) with `rank` dimensions."""
     x, gamma, beta, mean, var = (argument(node, i, "") for i in range(5))
     eps = float(argument(node, 7, "eps", 1e-5))
     mean_value = fetch(graph, mean).double()
@@ -82,9 +92,17 @@ def _fold(graph: fx.GraphModule, node: fx.Node) -> None:
     g = inv_std * fetch(graph, gamma).double() if gamma is not None else inv_std
     shift = fetch(graph, beta).double() if beta is not None else torch.zeros_like(mean_value)
     producer_weight = argument(x, 1, "weight") if x.target in _CHANNEL_AXIS else None
+    if x.target is aten.linear.default and rank != 2:  # its channels are last, those of batch_norm second
+        producer_weight = None
     if producer_weight is not None and is_constant(producer_weight) and len(x.users) == 1:
         _scale_producer(graph, x, g, shift - mean_value * g)
         node.replace_all_uses_with(x)
+    elif rank != 4:
+        shape = (-1, *([1] * (rank - 2)))
+        factor = add_constant(graph, node, f"{node.name}_weight", g.float().reshape(shape))
+        offset = add_constant(graph, node, f"{node.name}_bias", (shift - mean_value * g).float().reshape(shape))
+        scaled = insert_call(graph, node, aten.mul.Tensor, (x, factor), like=node)
+        node.replace_all_uses_with(insert_call(graph, node, aten.add.Tensor, (scaled, offset), like=node))
     else:
         weight = add_constant(graph, node, f"{node.name}_weight", g.float().reshape(-1, 1, 1, 1))
         bias = add_constant(graph, node, f"{node.name}_bias", (shift - mean_value * g).float())

@@ -243,6 +243,7 @@ def _finish(exported: ExportedGraph, known: _Known, options: LoadOptions) -> Mod
 
 def _task(exported: ExportedGraph) -> str:
     ranks = [len(output.shape) for output in exported.outputs]
-    if ranks == [2]:
+    scores = ranks[0] in (2, 4) and exported.outputs[0].shape[1] != 1  # one score is no choice of a class
+    if ranks == [2] and scores:
         return "classification"
-    return "segmentation" if ranks[0] == 4 else "other"
+    return "segmentation" if ranks[0] == 4 and scores else "other"

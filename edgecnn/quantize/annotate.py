@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
-from edgecnn.graph.nodes import aten, layer_name, pair
+from edgecnn.graph.nodes import argument, aten, layer_name, pair
 from edgecnn.quantize.scheme import CLAMPS, POOL_TO_MEAN, POOL_TO_MEAN_SPEC, SCHEME, Holds, OpSpec
 
 
@@ -44,18 +44,14 @@ class Slots:
         """Open a slot for a value."""
         self.parent[node] = node
 
-    def join(self, a: fx.Node, b: fx.Node) -> bool:
-        """Put two values into one slot; return False where their prescribed parameters differ."""
+    def join(self, a: fx.Node, b: fx.Node) -> None:
+        """Put two values into one slot; prescribed parameters, which may not differ, become those of both."""
         first, second = self.root(a), self.root(b)
         if first is second:
-            return True
-        wanted, other = self.fixed.get(first), self.fixed.get(second)
-        if wanted is not None and other is not None and wanted != other:
-            return False
+            return
         self.parent[second] = first
-        if other is not None:
-            self.fixed[first] = other
-        return True
+        if second in self.fixed:
+            self.fixed[first] = self.fixed[second]
 
 
 def spec_of(node: fx.Node) -> OpSpec | None:
@@ -123,16 +119,34 @@ def _annotate(slots: Slots, node: fx.Node, live: set[fx.Node]) -> None:
         if spec.fixed is not None:
             slots.fixed[node] = spec.fixed
         return
+    if node.target is aten.cat.default:
+        _annotate_concat(slots, node, inputs)
+        return
     slots.add(node)
     if not gives_list:
         slots.held.append(node)
+    if _pads_with_number(node):
+        slots.sources.append(node)
     slots.join(inputs[0], node)
-    for other in inputs[1:] if node.target is aten.cat.default else []:
-        if not _joinable(slots, node, other) or not slots.join(node, other):
+
+
+def _annotate_concat(slots: Slots, node: fx.Node, inputs: list[fx.Node]) -> None:
+    """Let a concat share one slot with its inputs, but for those whose parameters are prescribed.
+
+    A sigmoid's would clip all others to [0, 1]; its value is converted, and the concat observed to cover it.
+    """
+    prescribed = [slots.fixed.get(slots.root(other)) for other in inputs]
+    alike = len(set(prescribed)) == 1
+    _hold(slots, node, source=not alike)
+    for other, parameters in zip(inputs, prescribed, strict=True):
+        if alike or parameters is None:
+            slots.join(node, other)
+        else:
             slots.conversions.append((other, node))
 
 
-def _joinable(slots: Slots, node: fx.Node, other: fx.Node) -> bool:
-    """Keep a value with prescribed parameters from dictating them to a whole concat."""
-    a, b = slots.fixed.get(slots.root(node)), slots.fixed.get(slots.root(other))
-    return a == b
+def _pads_with_number(node: fx.Node) -> bool:
+    """Whether a pad brings in a value that its input need not have."""
+    if node.target is aten.constant_pad_nd.default:
+        return bool(argument(node, 2, "value", 0))
+    return node.target is aten.pad.default and bool(argument(node, 3, "value", 0))

@@ -28,11 +28,13 @@ class Statistics:
 
     Attributes:
         observers: per observed node.
+        ranges: (low, high) that each observer chose, once all images were seen.
         input_means: layer node -> mean of its input per channel, float64 (c_in,).
         num_images: images seen.
     """
 
     observers: dict[fx.Node, Observer]
+    ranges: dict[fx.Node, tuple[float, float]] = field(default_factory=dict)
     input_means: dict[fx.Node, npt.NDArray[np.float64]] = field(default_factory=dict)
     num_images: int = 0
 
@@ -106,14 +108,14 @@ def calibrate(
             statistics.num_images += len(batch)
             progress.advance(len(batch))
     progress.finish()
+    statistics.ranges = {node: observer.range() for node, observer in statistics.observers.items()}
     _check_finite(statistics)
     for node in statistics.input_means:
         statistics.input_means[node] = statistics.input_means[node] / max(statistics.num_images, 1)
 
 
 def _check_finite(statistics: Statistics) -> None:
-    for node, observer in statistics.observers.items():
-        low, high = observer.range()
+    for node, (low, high) in statistics.ranges.items():
         if not np.isfinite([low, high]).all():
             raise DataError(
                 f"{layer_name(node)} gives values from {low} to {high} in calibration, expected finite ones",

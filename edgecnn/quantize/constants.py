@@ -92,8 +92,9 @@ def quantize_layer(
     scales = weight_scales(weight, axis, num_bits=bits, minimize_mse=options.weight_observer == "mse")
     if axis == 1 and groups > 1:  # a scale per output channel of a group would have to serve all groups
         scales = np.full_like(scales, scales.max())
-    if bias is not None and len(bias) == len(scales):
-        scales = widen_for_bias(scales, bias, x_scale)
+    if bias is not None:
+        reach = bias if len(bias) == len(scales) else np.full_like(scales, np.abs(bias).max())
+        scales = widen_for_bias(scales, reach, x_scale)
     q_weight = quantize_weight(weight, scales, axis, num_bits=bits)
     if input_mean is not None and axis == 0:
         bias = _corrected(weight, q_weight, scales, input_mean, groups, bias)

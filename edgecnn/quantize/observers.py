@@ -14,6 +14,7 @@ TensorRT" (entropy); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (mse).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -28,6 +29,7 @@ Float64s = npt.NDArray[np.float64]
 _NUM_BINS = 4096
 _MAX_SAMPLED = 1 << 16
 _STEPS = 100
+_SMALLEST_EXPONENT = -100
 
 
 class Observer(Protocol):
@@ -55,8 +57,8 @@ class MinMaxObserver:
 
     def observe(self, x: torch.Tensor) -> None:
         """Take note of a batch of values, of any shape."""
-        low, high = torch.aminmax(x)
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        low, high = (float(v) for v in torch.aminmax(x))
+        self.low, self.high = _extended(self.low, self.high, low, high)
 
     def range(self) -> tuple[float, float]:
         """Return (low, high), low <= 0 <= high."""
@@ -93,19 +95,34 @@ class MovingAverageObserver:
         return min(low, 0.0), max(high, 0.0)
 
 
+def _extended(low: float, high: float, other_low: float, other_high: float) -> tuple[float, float]:
+    """Return the range that covers both; NaN where a value was NaN, which `min` and `max` would lose."""
+    if math.isnan(other_low) or math.isnan(low):
+        return math.nan, math.nan
+    return min(low, other_low), max(high, other_high)
+
+
 class Histogram:
     """Counts over a range that grows by doubling: bins of one width, as many below zero as above.
 
-    At most 65,536 evenly spaced values of a batch are counted; the extremes are exact.
+    The width is a power of two, so that neither it nor a count depends on how the values were cut into
+    batches. Exact zeros, of which relu makes many and which int8 holds exactly, are counted apart. At most
+    65,536 evenly spaced values of a batch are counted; the extremes are exact.
 
     Attributes:
-        counts: float64 (4096,).
+        counts: float64 (4096,), bin i covers [(i - 2048) width, (i - 2047) width).
+        zeros: values that are 0, not in `counts`.
         width: of a bin, 0 before the first value that is not zero.
-        low, high: extremes seen.
+        low, high: extremes seen; NaN or infinite if a value was, nothing is counted from then on.
+
+    Example: 1.0 needs a reach of 2.
+        >>> h = Histogram(); h.observe(torch.tensor([0.0, 1.0, 1.0])); h.zeros, h.width, h.counts[3072]
+        (1.0, 0.0009765625, 2.0)
     """
 
     def __init__(self) -> None:
         self.counts: Float64s = np.zeros(_NUM_BINS)
+        self.zeros = 0.0
         self.width = 0.0
         self.low = 0.0
         self.high = 0.0
@@ -114,19 +131,34 @@ class Histogram:
         """Count a batch of values, of any shape."""
         values = x.detach().reshape(-1)
         low, high = (float(v) for v in torch.aminmax(values))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        reach = max(-low, high, 0.0)
-        half = _NUM_BINS // 2
-        if reach == 0.0:
-            self.counts[half] += min(values.numel(), _MAX_SAMPLED)
+        self.low, self.high = _extended(self.low, self.high, low, high)
+        if not self.is_finite:
             return
-        if self.width == 0.0:
-            self.width = reach / (half - 1)
-        while reach >= self.width * half:
-            self._double()
         step = -(-values.numel() // _MAX_SAMPLED) | 1  # odd, so as not to walk along one image column
-        index = torch.floor(values[::step] / self.width).to(torch.int64) + half
+        sampled = values[::step]
+        zeros = float((sampled == 0).sum())
+        self.zeros += zeros
+        reach = max(-low, high)
+        if reach == 0.0:
+            return
+        self._cover(reach)
+        half = _NUM_BINS // 2
+        index = torch.floor(sampled / self.width).to(torch.int64) + half
         self.counts += torch.bincount(index.clamp_(0, _NUM_BINS - 1), minlength=_NUM_BINS).numpy()
+        self.counts[half] -= zeros
+
+    def _cover(self, reach: float) -> None:
+        """Make the bins as wide as values up to `reach`, exclusive of the next power of two, need."""
+        width = 2.0 ** max(math.frexp(reach)[1], _SMALLEST_EXPONENT) / (_NUM_BINS // 2)
+        if self.width == 0.0:
+            self.width = width
+        while self.width < width:
+            self._double()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no value was NaN or infinite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def _double(self) -> None:
         quarter = _NUM_BINS // 4
@@ -136,10 +168,14 @@ class Histogram:
         self.width *= 2.0
 
     def filled(self) -> tuple[Float64s, Float64s]:
-        """Return (centers, counts) of the bins that hold anything."""
+        """Return (centers, counts) of the bins that hold anything, in order, and of 0 if it was seen."""
         index = np.flatnonzero(self.counts)
-        centers = (index - _NUM_BINS // 2 + 0.5) * self.width
-        return np.clip(centers, self.low, self.high), self.counts[index]
+        centers = np.clip((index - _NUM_BINS // 2 + 0.5) * self.width, self.low, self.high)
+        counts = self.counts[index]
+        if self.zeros:
+            place = int(np.searchsorted(centers, 0.0))
+            centers, counts = np.insert(centers, place, 0.0), np.insert(counts, place, self.zeros)
+        return centers, counts
 
 
 class PercentileObserver:
@@ -156,8 +192,8 @@ class PercentileObserver:
     def range(self) -> tuple[float, float]:
         """Return (low, high), low <= 0 <= high."""
         centers, counts = self.histogram.filled()
-        if self.histogram.width == 0.0:
-            return 0.0, 0.0
+        if self.histogram.width == 0.0 or not self.histogram.is_finite:
+            return self.histogram.low, self.histogram.high
         share = np.cumsum(counts) / counts.sum()
         cut = 1.0 - self.percentile / 100.0
         two_sided = self.histogram.low < 0.0
@@ -205,7 +241,7 @@ class MseObserver:
     def range(self) -> tuple[float, float]:
         """Return (low, high), low <= 0 <= high."""
         low, high = self.histogram.low, self.histogram.high
-        if self.histogram.width == 0.0:
+        if self.histogram.width == 0.0 or not self.histogram.is_finite:
             return low, high
         centers, counts = self.histogram.filled()
         factors = np.linspace(1.0, 0.2, _STEPS)
@@ -222,7 +258,11 @@ class MseObserver:
 
 
 class EntropyObserver:
-    """Picks the range whose 8-bit histogram stays closest to the full one in Kullback-Leibler divergence."""
+    """Picks the range whose 8-bit histogram stays closest to the full one in Kullback-Leibler divergence.
+
+    Zeros are left out: int8 holds them exactly in every range, but smoothed over the neighbouring bins of
+    their level they would dwarf everything else, and a range be chosen for how it cuts them off.
+    """
 
     def __init__(self) -> None:
         self.histogram = Histogram()
@@ -234,9 +274,12 @@ class EntropyObserver:
     def range(self) -> tuple[float, float]:
         """Return (low, high), low <= 0 <= high."""
         low, high = self.histogram.low, self.histogram.high
-        if self.histogram.width == 0.0:
+        if self.histogram.width == 0.0 or not self.histogram.is_finite:
             return low, high
         centers, counts = self.histogram.filled()
+        centers, counts = centers[centers != 0.0], counts[centers != 0.0]
+        if len(centers) == 0:
+            return low, high
         factors = np.linspace(1.0, 0.2, _STEPS)
         divergences = [_divergence(centers, counts, f * low, f * high) for f in factors]
         best = float(factors[int(np.argmin(divergences))])

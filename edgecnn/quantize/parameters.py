@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 _SMALLEST_SCALE = 2.0**-24
+_SMALLEST_REACH = 2.0**-60
 _LARGEST_BIAS = float(2**30)
 
 
@@ -47,7 +48,8 @@ def weight_scales(weight: Floats, axis: int, *, num_bits: int = 8, minimize_mse:
         minimize_mse: shrink each channel's range where that lowers its squared error.
 
     Returns:
-        float32 (channels,), all positive. A channel of zeros gets the layer's mean scale.
+        float32 (channels,), all positive. A channel of zeros gets the layer's mean scale; none is below
+        2^-24 of the largest, which a kernel could not tell from zero.
     """
     q_max = 2.0 ** (num_bits - 1) - 1.0
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)  # (c_out, k)
@@ -63,7 +65,9 @@ def weight_scales(weight: Floats, axis: int, *, num_bits: int = 8, minimize_mse:
             best[better], lowest[better] = factor * reach[better], error[better]
     alive = best > 0
     fallback = float(best[alive].mean()) if alive.any() else q_max * 2.0**-8
-    scales: Floats = (np.where(alive, best, fallback) / q_max).astype(np.float32)
+    best = np.where(alive, best, fallback)
+    best = np.maximum(best, max(best.max() * 2.0**-24, _SMALLEST_REACH))
+    scales: Floats = (best / q_max).astype(np.float32)
     return scales
 
 

@@ -132,8 +132,8 @@ def _interpolation(size_in: int, size_out: int, align_corners: bool) -> tuple[Ar
 
 def _averaged(total: Array, count: Array | int, quant_x: QuantParams, quant_y: QuantParams) -> Array:
     """Return the int8 mean of exact sums `total` over `count` values each."""
-    divisor = np.asarray(count, np.float32) * float_scale(quant_y)
-    return to_levels(total.astype(np.float32) * (float_scale(quant_x) / divisor), quant_y)
+    ratio = float_scale(quant_x) / float_scale(quant_y)
+    return to_levels(total.astype(np.float32) * (ratio / np.asarray(count, np.float32)), quant_y)
 
 
 def _windows(x: Array, call: Call, fill: float) -> list[Array]:

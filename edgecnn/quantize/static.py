@@ -12,6 +12,7 @@ correction).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers torch.
 
 from edgecnn.errors import PassError, RecipeError
 from edgecnn.graph.nodes import argument, aten, copy_graph, finish, layer_name
+from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 from edgecnn.pipeline import Need, PassContext
 from edgecnn.quantize.annotate import Slots, assign_slots, spec_of
@@ -27,6 +29,7 @@ from edgecnn.quantize.calibrate import Statistics, calibrate
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
 from edgecnn.quantize.observers import OBSERVERS, make_observer
 from edgecnn.quantize.parameters import activation_parameters
+from edgecnn.quantize.scheme import Holds
 from edgecnn.quantize.ties import remove_ties
 
 qd = torch.ops.quantized_decomposed
@@ -93,10 +96,10 @@ class QuantizeStatic:
         indices = context.calibration_indices[: self.num_samples]
         watched = layers if self.bias_correction else frozenset()
         calibrate(work, statistics, watched, context.calibration, indices, context.progress)
-        parameters = _slot_parameters(slots, statistics)
+        parameters = _slot_parameters(slots, statistics, _mean_counts(work, slots))
         graph = self._rewrite(work.graph, slots, parameters, statistics, layers)
         quantized = work.with_graph(finish(graph))
-        dead = [layer_name(n) for n, o in statistics.observers.items() if o.range() == (0.0, 0.0)]
+        dead = [layer_name(n) for n, found in statistics.ranges.items() if found == (0.0, 0.0)]
         if dead:
             named = ", ".join(dead[:3])
             quantized = quantized.with_warning(
@@ -146,11 +149,23 @@ def _held_input(slots: Slots, node: fx.Node) -> fx.Node:
     return source
 
 
-def _slot_parameters(slots: Slots, statistics: Statistics) -> Parameters:
+def _mean_counts(model: Model, slots: Slots) -> dict[fx.Node, int]:
+    """Return how many values each mean over dimensions averages."""
+    shapes = infer_shapes(model)
+    counts = {}
+    for node in slots.held:
+        spec = spec_of(node) if node.op == "call_function" else None
+        is_mean = node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default)
+        if spec is not None and spec.holds is Holds.OWN and is_mean:
+            x, y = shapes[node.args[0].name], shapes[node.name]
+            counts[node] = prod(x[1:]) // prod(y[1:])
+    return counts
+
+
+def _slot_parameters(slots: Slots, statistics: Statistics, mean_counts: dict[fx.Node, int]) -> Parameters:
     """Return (scale, zero_point) of every value that has a slot."""
     ranges: dict[fx.Node, tuple[float, float]] = {}
-    for node, observer in statistics.observers.items():
-        low, high = observer.range()
+    for node, (low, high) in statistics.ranges.items():
         root = slots.root(node)
         seen = ranges.get(root, (0.0, 0.0))
         ranges[root] = (min(seen[0], low), max(seen[1], high))
@@ -158,7 +173,7 @@ def _slot_parameters(slots: Slots, statistics: Statistics) -> Parameters:
     for node, fixed in slots.fixed.items():
         if slots.root(node) is node:
             by_root[node] = fixed
-    remove_ties(slots, by_root)
+    remove_ties(slots, by_root, mean_counts)
     return {node: by_root[slots.root(node)] for node in slots.parent}
 
 

@@ -14,6 +14,7 @@ after.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from torch import fx
@@ -47,10 +48,30 @@ def offset_scale(offset: float, scale_y: float) -> float:
     return float(np.float32(max(offset * DENOMINATOR / q, scale_y)))
 
 
-def remove_ties(slots: Slots, by_root: dict[fx.Node, tuple[float, int]]) -> None:
-    """Adjust the scales of slots that additions read, and those they write where one operand is a number.
+def mean_scale(scale_x: float, scale_y: float, count: int) -> float:
+    """Return a scale not below `scale_y` for which no mean of `count` integers lies half-way.
 
-    Ranges only grow.
+    With count = 2^a m, m odd, the mean's steps are sum * p / (count D) for scale_x / scale_y = p / D; a tie
+    needs 2 sum p = count D (2 k + 1), which no whole numbers fulfil when D is odd and p a multiple of 2^a.
+    p / 2^a is kept small, about 32, so that the distance to the next tie stays above the float32 error.
+
+    Example: the mean of 4 values in the same scale, a tie for every second odd sum, becomes steps of 32/31.
+        >>> round(mean_scale(1.0, 1.0, 4), 4)
+        1.0078
+    """
+    a = (count & -count).bit_length() - 1
+    ratio = scale_x / scale_y
+    denominator = max(int(32 * 2**a / ratio) | 1, 3)
+    p = max(math.floor(ratio * denominator / 2**a), 1) * 2**a
+    return float(np.float32(max(scale_x * denominator / p, scale_y)))
+
+
+def remove_ties(
+    slots: Slots, by_root: dict[fx.Node, tuple[float, int]], mean_counts: Mapping[fx.Node, int]
+) -> None:
+    """Adjust the scales of slots that additions read or means write; ranges only grow.
+
+    The output of an addition with a number is adjusted too.
 
     Additions are taken from the last to the first, so that an output's scale is final before its operands
     are fitted to it. A slot that two additions read is fitted to the later one alone.
@@ -58,6 +79,7 @@ def remove_ties(slots: Slots, by_root: dict[fx.Node, tuple[float, int]]) -> None
     Args:
         slots: of the graph.
         by_root: (scale, zero_point) per slot root, changed in place.
+        mean_counts: how many values each mean node averages.
     """
     final = {slots.root(node) for node in slots.fixed}
     for held in reversed(slots.held):
@@ -79,6 +101,12 @@ def remove_ties(slots: Slots, by_root: dict[fx.Node, tuple[float, int]]) -> None
             scale, zero_point = by_root[root]
             by_root[root] = (tie_free_scale(scale, by_root[y][0]), zero_point)
             final.add(root)
+    for node, count in mean_counts.items():
+        source, y = node.args[0], slots.root(node)
+        if y not in final and isinstance(source, fx.Node) and source in slots.parent:
+            scale, zero_point = by_root[y]
+            by_root[y] = (mean_scale(by_root[slots.root(source)][0], scale, count), zero_point)
+            final.add(y)
 
 
 def _addition(held: fx.Node) -> fx.Node | None:

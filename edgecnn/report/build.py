@@ -6,6 +6,9 @@ import gzip
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from edgecnn import __version__
 from edgecnn.artifact import Artifact
 from edgecnn.graph.cost import LayerCost
 from edgecnn.model import Model
@@ -21,6 +24,7 @@ from edgecnn.report.results import (
     SizeFigures,
     SpeedupFigures,
 )
+from edgecnn.runner.environment import describe_environment
 
 FILES = ("float_onnx", "onnx", "float_tflite", "tflite")
 
@@ -39,6 +43,7 @@ class ReportParts:
         predictions: `edgecnn.proof.Predictions`, None for a network that does not classify.
         latency: what `edgecnn.proof.measure_latency` gave, None if it was not asked for.
         files, float_files: bytes by format.
+        is_local: whether the target is this machine, on which latency is measured.
     """
 
     float_model: Model
@@ -60,6 +65,7 @@ class ReportParts:
     num_calibration: int = 0
     num_proof: int = 0
     held_out: bool = False
+    is_local: bool = True
     data_warnings: tuple[str, ...] = ()
     work_seconds: float = 0.0
     proof_seconds: float = 0.0
@@ -87,7 +93,12 @@ def build_report(parts: ReportParts) -> Report:
         },
         sizes={n: _sizes(parts.float_files[n], parts.files[n]) for n in parts.files},
         data=DataFigures(
-            parts.data_source, parts.synthetic, parts.num_calibration, parts.num_proof, parts.held_out
+            parts.data_source,
+            parts.synthetic,
+            parts.num_calibration,
+            parts.num_proof,
+            parts.held_out,
+            parts.float_model.spec.preprocess.to_dict(),
         ),
         parity={
             name: ParityFigures(c.max_lsb, c.fraction_within_1_lsb, c.top1_agreement, c.num_samples)
@@ -103,7 +114,7 @@ def build_report(parts: ReportParts) -> Report:
 
 
 def _environment(parts: ReportParts) -> dict[str, Any]:
-    """Return the newest description the runner gave, with every runtime's version."""
+    """Return the newest description the runner gave, with the version of every runtime and of the makers."""
     found: dict[str, Any] = {}
     for source in (
         parts.predictions and parts.predictions.environment,
@@ -112,7 +123,7 @@ def _environment(parts: ReportParts) -> dict[str, Any]:
         if source:
             runtimes = {**found.get("runtimes", {}), **source.get("runtimes", {})}
             found = {**source, "runtimes": runtimes}
-    return found
+    return {"edgecnn": __version__, "torch": torch.__version__, **(found or describe_environment())}
 
 
 def _sizes(float_bytes: bytes, data: bytes) -> SizeFigures:
@@ -162,8 +173,12 @@ def _warnings(parts: ReportParts, latency: LatencyReport | None) -> tuple[str, .
         first = ", ".join(parts.float_islands[:3])
         found.append(f"{len(parts.float_islands)} operators are left in float, first {first}")
     if latency is not None:
+        if not parts.is_local:
+            found.append(
+                f"latency was measured on this machine, not on {parts.target}, for which the files are made"
+            )
         found += [
-            f"the {name} file is slower than float ({figures.ratio:.2f}x) on this target"
+            f"the {name} file is slower than float on this machine, {1 / figures.ratio:.2f} times its latency"
             for name, figures in latency.speedup.items()
             if figures.verdict == "slower"
         ]
@@ -188,14 +203,14 @@ def budget_misses(
             misses.append(f"accuracy was not measured, the budget is a drop of {max_drop:g} points")
         elif report.accuracy.drop_points > max_drop:
             misses.append(
-                f"accuracy drops by {report.accuracy.drop_points:.2f} points, the budget is {max_drop:g}"
+                f"accuracy drops by {report.accuracy.drop_points:.4g} points, the budget is {max_drop:g}"
             )
     for name, artifact in report.artifacts.items():
         figures = None if report.latency is None else report.latency.of(name)
         if max_latency_ms is not None and figures is None:
             misses.append(f"{name} latency was not measured, the budget is {max_latency_ms:g} ms")
         elif max_latency_ms is not None and figures is not None and figures.median_ms > max_latency_ms:
-            misses.append(f"{name} takes {figures.median_ms:.2f} ms, the budget is {max_latency_ms:g} ms")
+            misses.append(f"{name} takes {figures.median_ms:.4g} ms, the budget is {max_latency_ms:g} ms")
         if max_size_mb is not None and artifact.size_bytes > max_size_mb * 1e6:
-            misses.append(f"{name} is {artifact.size_bytes / 1e6:.2f} MB, the budget is {max_size_mb:g} MB")
+            misses.append(f"{name} is {artifact.size_bytes / 1e6:.4g} MB, the budget is {max_size_mb:g} MB")
     return misses

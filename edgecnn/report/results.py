@@ -64,6 +64,7 @@ class DataFigures:
         num_calibration: images the scales come from.
         num_proof: images of parity, SQNR and agreement.
         held_out: whether the proof's images are none of the calibration's.
+        preprocess: how pixels became the network's input, as `Preprocess.to_dict` gives it.
     """
 
     source: str
@@ -71,6 +72,7 @@ class DataFigures:
     num_calibration: int
     num_proof: int
     held_out: bool
+    preprocess: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

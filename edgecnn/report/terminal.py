@@ -4,7 +4,7 @@ much, what did it cost, do I trust it; then the warnings. Everything goes to std
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -47,22 +47,51 @@ def render_report(report: Report) -> RenderableType:
 def print_inspection(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what `edgecnn.inspect` found out about a network; `console` is stdout by default."""
     console = console or Console()
-    costs = f"{_count(found['params'])} params, {_count(found['macs'])} MACs, {_bytes(found['size_bytes'])}"
+    macs = "unknown" if found["macs"] is None else _count(found["macs"])
+    costs = f"{_count(found['params'])} params, {macs} MACs, {_bytes(found['size_bytes'])}"
     console.print(f"[bold]{escape(str(found['name']))}[/]  {costs}", highlight=False)
-    for key in ("inputs", "outputs", "preprocess"):
-        console.print(f"{key}  {found[key]}", markup=False, highlight=False)
+    for key in ("inputs", "outputs"):
+        tensors = ", ".join(f"{tensor['name']} {_shape(tensor['shape'])}" for tensor in found[key])
+        console.print(f"{key:<10}  {tensors}", markup=False, highlight=False)
+    if found["preprocess"]:
+        console.print(f"preprocess  {preprocess_text(found['preprocess'])}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("layer", "op", "output"):
         table.add_column(name, overflow="fold")
     for name in ("params", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     for layer in found["layers"]:
-        shape = "x".join("n" if size in (None, -1) else str(size) for size in layer["output_shape"])
+        shape = _shape(layer["output_shape"])
         counts = [_count(layer[key]) if layer[key] else "" for key in ("params", "macs")]
         table.add_row(escape(str(layer["layer"])), escape(str(layer["op"])), shape, *counts)
     console.print(table)
     if found["unsupported"]:
         console.print(_warning("cannot be exported yet: " + ", ".join(map(str, found["unsupported"]))))
+    for text in found.get("warnings", ()):
+        console.print(_warning(str(text)))
+
+
+def preprocess_text(preprocess: Mapping[str, Any]) -> str:
+    """Return in words how pixels become a network's input.
+
+    Example:
+        >>> from edgecnn.runner.preprocess import Preprocess
+        >>> preprocess_text(Preprocess((32, 24)).to_dict())
+        '32x24 rgb, pixels * 0.003922, mean 0 0 0, std 1 1 1'
+    """
+    height, width = preprocess["size"]
+    resize = f", short side {preprocess['resize_short']} before" if preprocess.get("resize_short") else ""
+    mean, std = (" ".join(f"{value:.4g}" for value in preprocess[key]) for key in ("mean", "std"))
+    source = f" ({preprocess['source']})" if preprocess.get("source") else ""
+    return (
+        f"{height}x{width}{resize} {preprocess['channel_order']}, pixels * {preprocess['scale']:.4g}, "
+        f"mean {mean}, std {std}{source}"
+    )
+
+
+def _shape(sizes: Sequence[int | None]) -> str:
+    """Return "nx3x32x32"."""
+    return "x".join("n" if size in (None, -1) else str(size) for size in sizes)
 
 
 def _grid(num_numbers: int) -> Table:
@@ -136,6 +165,8 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
     kept_apart = "held out from" if data.held_out else "NOT held out from"
     proof = f"{data.num_proof} images, {kept_apart} the {data.num_calibration} calibrated on ({data.source})"
     rows.append(["proven on", Text(proof, style="" if data.held_out else "yellow")])
+    if data.preprocess:
+        rows.append(["preprocess", Text(preprocess_text(data.preprocess))])
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
@@ -186,7 +217,7 @@ def _parity(parity: ParityFigures) -> Text:
     """Return how near two executions are."""
     near = f"max {parity.max_lsb} LSB, {_percent(parity.fraction_within_1_lsb)} within 1"
     if parity.top1_agreement is not None:
-        near += f", top-1 equal {_percent(parity.top1_agreement)}"
+        near += f", top-1 {_percent(parity.top1_agreement)}"
     return Text(near, style="green" if parity.max_lsb <= 2 else "yellow")
 
 
