@@ -4,21 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 MODEL  ?= examples/lenet5_digits.pt2
 
-# The CPU build of PyTorch: PyPI's own for Linux brings gigabytes of CUDA. Out of reach, PyPI's is taken.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.torch: constraints.txt | $(BIN)/python
-	$(BIN)/pip install -q --no-deps --retries 1 -c constraints.txt --index-url $(TORCH_INDEX) torch 2>/dev/null \
-	  || echo "no CPU build of PyTorch from $(TORCH_INDEX); taking PyPI's"
-	touch $@
-
-$(VENV)/.all: pyproject.toml constraints.txt $(VENV)/.torch
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install -q -c constraints.txt -e '.[all]'
 	touch $@
 

@@ -1,4 +1,4 @@
-"""The same job with today's tools: torch.onnx.export, onnxruntime.quantization, litert-torch, ai-edge-quantizer.
+"""The same job with torch.onnx.export, onnxruntime.quantization, litert-torch and ai-edge-quantizer.
 
 Each function writes one file. Calibration images come as an iterable of float32 (1, 3, h, w), read once and
 not kept. Packages are imported inside, so that a process pays only for what it uses.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import nets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -93,5 +96,60 @@ def quantize_tflite(source: Path, path: Path, images: Images) -> None:
     name = signatures[key]["inputs"][0]
     job = quantizer.Quantizer(str(source))
     job.load_quantization_recipe(recipe.static_wi8_ai8())
-    feeds = ({name: np.ascontiguousarray(image.transpose(0, 2, 3, 1))} for image in images())
+    feeds = _Feeds(name, images)
     job.quantize(job.calibrate({key: feeds})).export_model(str(path), overwrite=True)
+
+
+class _Feeds(list):  # type: ignore[type-arg]
+    """Feeds made while they are read. The calibrator counts them first, with list(feeds), for its progress bar;
+    the images are not decoded for that.
+    """
+
+    def __init__(self, name: str, images: Images) -> None:
+        super().__init__()
+        self.name = name
+        self.images = images
+        self.counted = False
+
+    def __iter__(self) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+        if not self.counted:
+            self.counted = True
+            return iter(())
+        return ({self.name: np.ascontiguousarray(x.transpose(0, 2, 3, 1))} for x in self.images())
+
+
+FILES: dict[str, str] = {
+    "torch_float": "torch_float.onnx",
+    "ort_int8": "ort_int8.onnx",
+    "litert_float": "litert_float.tflite",
+    "aeq_int8": "aeq_int8.tflite",
+}
+
+
+def make_all(net: nn.Module, side: int, folder: Path, images: Images) -> dict[str, float]:
+    """Write every peer's file into a folder; return the seconds each took."""
+    paths = {key: folder / name for key, name in FILES.items()}
+    seconds = {}
+    for key, job in {
+        "torch_float": lambda: export_onnx(net, side, paths["torch_float"]),
+        "ort_int8": lambda: quantize_onnx(paths["torch_float"], paths["ort_int8"], images),
+        "litert_float": lambda: convert_tflite(net, side, paths["litert_float"]),
+        "aeq_int8": lambda: quantize_tflite(paths["litert_float"], paths["aeq_int8"], images),
+    }.items():
+        started = time.perf_counter()
+        job()
+        seconds[key] = time.perf_counter() - started
+    return seconds
+
+
+def main() -> None:
+    """Make the files of one network: peers.py NET FOLDER, with weights and images there already."""
+    be_quiet()
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    pixels = np.load(folder / "calibration.npy")
+    net = nets.build_net(name, folder / "weights.pt")
+    make_all(net, pixels.shape[1], folder, lambda: (nets.normalize(p[None]) for p in pixels))
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,9 @@ class ConvolutionalAttention(nn.Module):
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
         self.shared = nn.Sequential(
-            nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(), nn.Conv2d(channels // reduction, channels, 1)
+            nn.Conv2d(channels, channels // reduction, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels // reduction, channels, 1),
         )
         self.spatial = nn.Conv2d(2, 1, 7, padding=3)
 

@@ -293,6 +293,7 @@ def _exchange(temporary: dict[Path, Path], stale: list[Path]) -> None:
         for path, kept in earlier.items():
             with contextlib.suppress(FileNotFoundError):
                 kept.replace(path)
+                kept.unlink(missing_ok=True)  # of two names of one file the renaming leaves both
         raise
     temporary.clear()
     for kept in earlier.values():
@@ -316,12 +317,12 @@ def _uninterrupted() -> Iterator[None]:
         return
     pending: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda found, _: pending.append(found)) for number in numbers}
+    handlers = {name: signal.signal(name, lambda number, _: pending.append(number)) for name in numbers}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for name, handler in handlers.items():
+            signal.signal(name, signal.SIG_DFL if handler is None else handler)
         for number in pending[:1]:
             signal.raise_signal(number)
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from edgecnn.artifact import (
-    OUTPUT_NAMES,
     Artifact,
     check_output_directory,
     publish_files,
@@ -42,8 +41,6 @@ from edgecnn.pipeline import Pass, PassContext, Progress, SilentProgress, run_pa
 from edgecnn.preflight import keep_inputs, refuse_quantized, require_packages
 from edgecnn.proof import (
     Candidate,
-    Parity,
-    Predictions,
     measure_latency,
     predict,
     prove_parity,
@@ -140,6 +137,19 @@ class _Images:
     synthetic: bool
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What came out of the work, before any of it is proven."""
+
+    loaded: Model
+    compressed: Model
+    images: _Images
+    program: Program
+    float_program: Program
+    files: dict[str, ModelFile]
+    activation_dtype: str
+
+
 def compress(
     model: Any,
     *,
@@ -175,56 +185,63 @@ def compress(
     keep_inputs((model, options.load.weights), folder)
     device = load_device(options.target)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe if options.seed is None else dataclasses.replace(recipe, seed=options.seed)
     check_output_directory(folder, options.force)
     started = time.perf_counter()
+    made = _make(model, recipe, data, device, options, progress)
+    artifacts = {f: _artifact(file, folder, made.compressed, recipe.name) for f, file in made.files.items()}
+    pt2 = _pt2_bytes(made.compressed)
+    progress.finish()
 
+    parts = ReportParts(made.loaded, made.compressed, recipe.name, recipe.seed, options.target)
+    parts.work_seconds = time.perf_counter() - started
+    parts.is_local = device.transport == "local"
+    parts.costs = layer_costs(made.float_program)
+    parts.artifacts = artifacts
+    parts.float_islands = float_islands(made.program)
+    _prove(parts, made, options, progress)
+    report = build_report(parts)
+    _publish(folder, artifacts, made.files, pt2, report, options.force)
+    result = CompressResult(artifacts, report, made.compressed)
+    _check_budgets(result, options, folder)
+    return result
+
+
+def _make(
+    model: Any, recipe: Recipe, data: Any, device: Device, options: CompressOptions, progress: Progress
+) -> _Made:
+    """Load the network, run the passes and write the files into memory."""
     progress.start("load and export the graph", None)
     loaded = load_model(model, options.load)
     progress.finish()
-    seed = recipe.seed if options.seed is None else options.seed
-    passes = _fit_to_target(recipe.passes, device, options.num_samples)
     refuse_quantized(loaded)
-    images = _choose_images(loaded, data, _num_samples(passes), seed, progress)
+    passes = _fit_to_target(recipe.passes, device, options.num_samples)
+    images = _choose_images(loaded, data, _num_samples(passes), recipe.seed, progress)
     loaded = loaded.with_warning(*_check_preprocess(loaded, images))
-    context = PassContext(images.dataset, images.split.calibration, seed, progress)
+    context = PassContext(images.dataset, images.split.calibration, recipe.seed, progress)
     compressed = run_passes(loaded, passes, context, _summarize)
 
     progress.start("write the files", None)
     program = build_program(compressed)
     float_program = build_program(FoldBatchNorm().run(loaded, context))
     dtype = activation_dtype_for(device.isa)
-    files = {f: write_model(program, f, loaded.spec, FileOptions(options.io, dtype)) for f in options.formats}
-    artifacts = {f: _artifact(file, folder, compressed, recipe.name) for f, file in files.items()}
-    pt2 = _pt2_bytes(compressed)
-    progress.finish()
-    work_seconds = time.perf_counter() - started
+    chosen = FileOptions(options.io, dtype)
+    files = {f: write_model(program, f, loaded.spec, chosen) for f in options.formats}
+    return _Made(loaded, compressed, images, program, float_program, files, dtype)
 
-    parts = ReportParts(loaded, compressed, recipe.name, seed, options.target)
-    parts.costs = layer_costs(float_program)
-    parts.work_seconds = work_seconds
-    parts.artifacts = artifacts
-    parts.float_islands = float_islands(program)
-    parts.is_local = device.transport == "local"
-    with temporary_folder() as staging:
-        floats = {f: write_model(float_program, f, loaded.spec, FileOptions()) for f in options.formats}
-        candidates = _stage(staging, files, floats, compressed, recipe.name)
-        _prove(parts, program, candidates, images, dtype, options, progress)
-        parts.float_files = {f: file.data for f, file in floats.items()}
-        parts.files = {f: file.data for f, file in files.items()}
-    report = build_report(parts)
-    _publish(folder, artifacts, files, pt2, report, options.force)
-    result = CompressResult(artifacts, report, compressed)
+
+def _check_budgets(result: CompressResult, options: CompressOptions, folder: Path) -> None:
+    """Raise BudgetError if a budget is missed."""
+    report = result.report
     misses = budget_misses(report, options.max_drop, options.max_latency_ms, options.max_size_mb)
-    if misses:
-        unmeasured = report.accuracy is None and options.max_drop is not None
-        raise BudgetError(
-            f"budget missed: {'; '.join(misses)} (the files are in {folder} all the same)",
-            hint="give labelled images with --data"
-            if unmeasured
-            else "relax the budget or try another recipe",
-            result=result,
-        )
-    return result
+    if not misses:
+        return
+    unmeasured = report.accuracy is None and options.max_drop is not None
+    raise BudgetError(
+        f"budget missed: {'; '.join(misses)} (the files are in {folder} all the same)",
+        hint="give labelled images with --data" if unmeasured else "relax it, or try another recipe",
+        result=result,
+    )
 
 
 def _choose_images(model: Model, data: Any, num_samples: int, seed: int, progress: Progress) -> _Images:
@@ -330,31 +347,28 @@ def stage_file(file: ModelFile, folder: Path, model: Model, recipe: str) -> Path
     return artifact.path
 
 
-def _prove(
-    parts: ReportParts,
-    program: Program,
-    candidates: list[Candidate],
-    images: _Images,
-    activation_dtype: str,
-    options: CompressOptions,
-    progress: Progress,
-) -> None:
-    """Fill in parity, accuracy, agreement and latency."""
+def _prove(parts: ReportParts, made: _Made, options: CompressOptions, progress: Progress) -> None:
+    """Fill in parity, accuracy, agreement, latency and the sizes."""
     started = time.perf_counter()
-    dataset, split = images.dataset, images.split
-    _, *image_shape = parts.float_model.spec.inputs[0].shape
+    dataset, split, spec = made.images.dataset, made.images.split, made.loaded.spec
+    _, *image_shape = spec.inputs[0].shape
     num_proof = int(np.clip((1 << 22) // math.prod(size or 1 for size in image_shape), 16, 256))
     inputs, proof_indices = read_images(dataset, split.held_out[:num_proof])
-    parity: Parity = prove_parity(program, candidates, inputs, activation_dtype, progress)
-    predictions: Predictions | None = None
-    task = parts.float_model.spec.task
-    if task in ("classification", "segmentation"):
-        reference, per_pixel = f"float_{options.formats[0]}", task == "segmentation"
-        predictions = predict(candidates, dataset, split.held_out, reference, progress, per_pixel=per_pixel)
-    latency = measure_latency(candidates, inputs, options.threads, progress) if options.measure else None
-    parts.parity, parts.predictions, parts.latency = parity, predictions, latency
+    floats = {f: write_model(made.float_program, f, spec, FileOptions()) for f in options.formats}
+    with temporary_folder() as staging:
+        candidates = _stage(staging, made.files, floats, made.compressed, parts.recipe)
+        parts.parity = prove_parity(made.program, candidates, inputs, made.activation_dtype, progress)
+        if spec.task in ("classification", "segmentation"):
+            reference, per_pixel = f"float_{options.formats[0]}", spec.task == "segmentation"
+            parts.predictions = predict(
+                candidates, dataset, split.held_out, reference, progress, per_pixel=per_pixel
+            )
+        if options.measure:
+            parts.latency = measure_latency(candidates, inputs, options.threads, progress)
+    parts.float_files = {f: file.data for f, file in floats.items()}
+    parts.files = {f: file.data for f, file in made.files.items()}
     parts.threads = options.threads
-    parts.data_source, parts.synthetic = dataset.name, images.synthetic
+    parts.data_source, parts.synthetic = dataset.name, made.images.synthetic
     parts.num_calibration = len(split.calibration)
     parts.num_proof = len(inputs)
     parts.held_out = not set(split.calibration) & set(proof_indices)

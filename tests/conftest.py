@@ -8,8 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from edgecnn.compress import CompressResult
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -49,3 +53,19 @@ def data_dir() -> Path:
 def examples_dir() -> Path:
     """Folder of the shipped examples."""
     return ROOT / "examples"
+
+
+@pytest.fixture(scope="session")
+def lenet_result(tmp_path_factory: pytest.TempPathFactory, examples_dir: Path) -> CompressResult:
+    """The example network compressed once: 64 calibration images of digits, seed 0, latency not measured."""
+    pytest.importorskip("torch")
+    for package in ("onnxruntime", "ai_edge_litert", "sklearn"):
+        pytest.importorskip(package)
+    import edgecnn
+
+    return edgecnn.compress(
+        examples_dir / "lenet5_digits.pt2",
+        data="digits",
+        out=tmp_path_factory.mktemp("lenet"),
+        options=edgecnn.CompressOptions(num_samples=64, measure=False),
+    )

@@ -6,7 +6,7 @@
     program = builder.finish(y)                    # a float Program
     quantized = quantize_program(program)          # the same net in int8, float input and output
 
-    float_samples(), quantized_samples()           # {name: Program}, together every op kind
+    float_sample(name), quantized_sample(name)     # a Program; all samples together hold every op kind
     feeds_for(program, batch)                      # seeded inputs for either
 
 The builder computes a value for every tensor as it goes (batch of 2), so it knows all shapes.
@@ -374,10 +374,18 @@ _SAMPLES: dict[str, Callable[[ProgramBuilder, str], str]] = {
 SAMPLE_NAMES: tuple[str, ...] = tuple(_SAMPLES)
 """For pytest.mark.parametrize; `float_sample` and `quantized_sample` build one of them."""
 
+_FLOAT_ONLY: dict[str, Callable[[ProgramBuilder, str], str]] = {
+    "hard_swish": lambda b, x: b.op("hard_swish", b.conv2d(x, 6, 3)),
+    "hard_sigmoid": lambda b, x: b.op("hard_sigmoid", b.conv2d(x, 6, 3)),
+}
+
+FLOAT_SAMPLE_NAMES: tuple[str, ...] = (*SAMPLE_NAMES, *_FLOAT_ONLY)
+"""SAMPLE_NAMES and those that `float_sample` alone builds, as their op has no integer form."""
+
 
 def float_sample(name: str) -> Program:
     """Return one sample as a float Program."""
-    return _single(name, _SAMPLES[name])
+    return _single(name, {**_SAMPLES, **_FLOAT_ONLY}[name])
 
 
 def quantized_sample(name: str) -> Program:
@@ -385,11 +393,6 @@ def quantized_sample(name: str) -> Program:
     return quantize_program(float_sample(name))
 
 
-def float_samples() -> dict[str, Program]:
-    """Return every sample as a float Program, by name."""
-    return {name: float_sample(name) for name in SAMPLE_NAMES}
-
-
 def quantized_samples() -> dict[str, Program]:
-    """Return every sample in int8, by name; together they hold every op kind (concat has requantize)."""
+    """Return every sample in int8, by name; together they hold every integer op kind."""
     return {name: quantized_sample(name) for name in SAMPLE_NAMES}

@@ -45,7 +45,10 @@ class Recorder:
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, outcome: Any) -> Recorder:
     recorder = Recorder(outcome)
-    monkeypatch.setattr(importlib.import_module("edgecnn.compress"), name, recorder)
+    module = {"evaluate": "edgecnn.evaluation", "inspect_model": "edgecnn.inspection"}.get(
+        name, "edgecnn.compress"
+    )
+    monkeypatch.setattr(importlib.import_module(module), name, recorder)
     return recorder
 
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx_session import executed, open_session, run, shifted
 from programs import (
+    FLOAT_SAMPLE_NAMES,
     RELU,
     SAMPLE_NAMES,
     ProgramBuilder,
@@ -36,6 +37,8 @@ KERNELS = {
     "conv_relu6": {"QLinearConv": 1},
     "conv_depthwise": {"QLinearConv": 1},
     "conv_grouped": {"QLinearConv": 1},
+    "conv_transpose": {"QLinearConv": 1, "DepthToSpace": 1},
+    "conv_transpose_grouped": {"QLinearConv": 1, "DepthToSpace": 1, "Slice": 1},
     "linear": {"QGemm": 2, "Reshape": 1},
     "add": {"QLinearConv": 2, "QLinearAdd": 1},
     "add_relu": {"QLinearConv": 2, "QLinearAdd": 1},
@@ -100,7 +103,7 @@ def quant(scale: float, zero_point: int) -> QuantParams:
     return QuantParams(np.asarray(scale, np.float32), zero_point)
 
 
-@pytest.mark.parametrize("name", SAMPLE_NAMES)
+@pytest.mark.parametrize("name", FLOAT_SAMPLE_NAMES)
 def test_float_program_matches_reference(name: str) -> None:
     program = float_sample(name)
     model = to_onnx(program)

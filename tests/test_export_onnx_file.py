@@ -184,6 +184,9 @@ def test_what_cannot_be_written_is_named() -> None:
     resized = replace(program, ops=(Op("resize", ("x",), "y", attributes, "up"),))
     with pytest.raises(UnsupportedOpError, match=r"^up: resize mode is 'bicubic', expected 'nearest'"):
         to_onnx(resized)
+    for kind in ("hard_swish", "hard_sigmoid"):
+        with pytest.raises(UnsupportedOpError, match=rf"\({kind}\): {kind} is quantized, expected float32"):
+            to_onnx(quantize_program(float_sample(kind)))
     for kind in ("quantize", "dequantize"):
         with pytest.raises(ExportError, match=rf"^cast: {kind} .*which has no quantization parameters"):
             to_onnx(replace(program, ops=(Op(kind, ("x",), "y", {}, "cast"),)))

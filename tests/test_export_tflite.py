@@ -10,11 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import SAMPLE_NAMES, ProgramBuilder, feeds_for, float_sample, quantize_program, quantized_sample
+from programs import (
+    FLOAT_SAMPLE_NAMES,
+    SAMPLE_NAMES,
+    ProgramBuilder,
+    feeds_for,
+    float_sample,
+    quantize_program,
+    quantized_sample,
+)
 from tflite_session import TfliteSession, difference, make, metadata, read_model, structure
 
 from edgecnn.errors import ExportError, MissingDependencyError, UnsupportedOpError
-from edgecnn.export.tflite import TfliteOptions, to_tflite
+from edgecnn.export.tflite import LOWERINGS, TfliteOptions, to_tflite
 from edgecnn.graph.program import BATCH, Array, Op, Program, QuantParams, Tensor
 from edgecnn.quantize.reference import OP_KINDS, run_program
 
@@ -22,9 +30,6 @@ GOLDEN = Path(__file__).parent / "golden" / "tflite_classifier.json"
 
 INEXACT = {
     "leaky_relu": "XNNPACK multiplies by an 8-bit number",
-    "resize_bilinear": "XNNPACK interpolates with 11-bit weights",
-    "resize_bilinear_odd": "the same",
-    "resize_bilinear_corners": "the same",
     "avg_pool_exclude_pad": "TFLite rounds the mean of the levels",
 }
 """Quantized samples that may differ from the reference by one level, and why; all others are exact."""
@@ -41,7 +46,7 @@ OUTSIDE_INT8 = {
 """Quantized samples with operators that XNNPACK does not take."""
 
 
-@pytest.mark.parametrize("name", SAMPLE_NAMES)
+@pytest.mark.parametrize("name", FLOAT_SAMPLE_NAMES)
 def test_float_samples_match_the_reference_at_any_batch(name: str) -> None:
     program = float_sample(name)
     file = to_tflite(program)
@@ -68,7 +73,20 @@ def test_quantized_samples_run_in_one_xnnpack_partition(name: str) -> None:
 
 def test_samples_hold_every_op_kind() -> None:
     kinds = {op.kind for name in SAMPLE_NAMES for op in quantized_sample(name).ops}
-    assert kinds == OP_KINDS
+    assert kinds | {"hard_swish", "hard_sigmoid"} == OP_KINDS == set(LOWERINGS)
+
+
+@pytest.mark.parametrize("name", ["hard_swish", "hard_sigmoid"])
+def test_hard_activations_run_in_xnnpack(name: str) -> None:
+    assert TfliteSession(to_tflite(float_sample(name))).num_delegates() == 1
+
+
+@pytest.mark.parametrize("name", ["hard_swish", "hard_sigmoid"])
+def test_quantized_hard_activation_is_refused(name: str) -> None:
+    program = quantize_program(float_sample(name))
+    with pytest.raises(UnsupportedOpError, match=f"op '{name}' .*it is quantized, expected float32") as error:
+        to_tflite(program)
+    assert error.value.hint == "run the pass decompose_activations before quantizing"
 
 
 def test_quantize_and_dequantize_stand_only_at_the_boundary() -> None:

@@ -105,7 +105,9 @@ def test_lightning_prefix_is_removed_with_a_warning(lenet: nn.Module, tmp_path: 
 
 def test_random_weights_are_said_to_be_random_and_seeded() -> None:
     first, same, other = (load_model(LENET, LoadOptions(input_shape=SHAPE, seed=s)) for s in (1, 1, 2))
-    assert first.warnings == (f"{LENET} has random, untrained weights (seed 1); give --weights FILE",)
+    assert first.warnings == (
+        f"{LENET}: the weights are what the factory returned; if it loads none, give --weights FILE",
+    )
     np.testing.assert_array_equal(scores(first.graph), scores(same.graph))
     assert not np.array_equal(scores(first.graph), scores(other.graph))
 

@@ -100,6 +100,8 @@ TORCH_CASES: dict[str, tuple[str, dict[str, Any], list[tuple[int, ...]], Callabl
     "softmax": ("softmax", {"axis": 1}, [X], lambda F, a: F.softmax(a, 1)),
     "sigmoid": ("sigmoid", {}, [X], lambda F, a: a.sigmoid()),
     "tanh": ("tanh", {}, [X], lambda F, a: a.tanh()),
+    "hard_swish": ("hard_swish", {}, [X], lambda F, a: F.hardswish(a)),
+    "hard_sigmoid": ("hard_sigmoid", {}, [X], lambda F, a: F.hardsigmoid(a)),
     "leaky_relu": ("leaky_relu", {"negative_slope": 0.2}, [X], lambda F, a: F.leaky_relu(a, 0.2)),
     "sub": ("sub", {"clamp": (None, 0.5)}, [X, (4, 1, 1)], lambda F, a, c: (a - c).clamp(max=0.5)),
     "pad": (
@@ -157,6 +159,12 @@ def test_sigmoid_and_softmax_do_not_overflow() -> None:
     x = np.float32([[-1e4, 0.0, 1e4]])
     assert compute("sigmoid", x).tolist() == [[0.0, 0.5, 1.0]]
     assert compute("softmax", x, axis=1).tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_hard_activations_at_their_corners() -> None:
+    x = np.float32([[-4, -3, -1.5, 0, 3, 5]])
+    assert compute("hard_swish", x).tolist() == [[0, 0, -0.375, 0, 3, 5]]
+    assert compute("hard_sigmoid", x).tolist() == [[0, 0, 0.25, 0.5, 1, 1]]
 
 
 def quantized_operands(name: str, quant: QuantParams, offset: int, dtype: type) -> dict[str, Array]:

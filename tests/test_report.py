@@ -14,6 +14,7 @@ from rich.console import Console
 from edgecnn.errors import DataError
 from edgecnn.report import ParityFigures, Report, SpeedupFigures
 from edgecnn.report.terminal import print_inspection, print_report
+from edgecnn.runner.preprocess import Preprocess
 
 
 def text_of(report: Report, width: int = 80) -> str:
@@ -42,7 +43,9 @@ def test_json_has_every_key_of_the_schema() -> None:
     values = json.loads(REPORT.to_json())
     assert next(iter(values)) == "schema_version"
     assert values["schema_version"] == 1
-    assert values["model"] == {"name": "lenet5", "params": 61706, "macs": 416520, "size_bytes": 246824}
+    assert values["model"] == {
+        "name": "lenet5", "params": 61706, "macs": 416520, "size_bytes": 246824, "task": "classification",
+    }  # fmt: skip
     assert set(values) >= {
         "recipe", "seed", "environment", "passes", "artifacts", "parity", "accuracy", "latency", "warnings",
         "sqnr_db", "agreement", "sizes", "data", "target", "timings",
@@ -156,7 +159,7 @@ def test_the_table_answers_the_four_questions() -> None:
     assert row(text, "Smaller") == "Smaller ONNX 280.0 kB 70.0 kB 4.00x smaller (4.00x through gzip)"
     assert row(text, "Faster") == "Faster ONNX 0.112 ms 0.061 ms 1.84x faster (1.71 to 1.93), 1 thread"
     assert row(text, "Cost") == "Cost ONNX 98.40 % 98.20 % -0.20 points, agree 99.5 %, SQNR 32.1 dB"
-    assert row(text, "Trust") == "Trust ONNX vs reference max 1 LSB, 99.99 % within 1, top-1 equal 100.00 %"
+    assert row(text, "Trust") == "Trust ONNX vs reference max 1 LSB, 99.99 % within 1, top-1 100.00 %"
     assert row(text, "proven on").startswith("proven on 500 images, held out from the 512")
     assert row(text, "warning") == "warning the clock frequency moved during the measurement"
     assert "2.3 s to make, 4.2 s to prove" in text
@@ -191,7 +194,7 @@ def test_images_that_are_not_held_out_are_said_plainly() -> None:
 
 def test_nearly_all_is_not_rounded_to_all() -> None:
     near = {"onnx_vs_tflite": ParityFigures(1, 0.999999, 0.99999, 9)}
-    assert "99.99 % within 1, top-1 equal 99.99 %" in text_of(replace(REPORT, parity=near))
+    assert "99.99 % within 1, top-1 99.99 %" in text_of(replace(REPORT, parity=near))
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -216,11 +219,16 @@ def test_inspection_lists_layers_and_what_cannot_be_exported() -> None:
         "macs": 9600,
     }
     found = {
-        "name": "net", "params": 156, "macs": 9600, "size_bytes": 624, "inputs": "x", "outputs": "y",
-        "preprocess": "unit", "layers": [layer], "unsupported": ["head (aten.foo)"],
+        "name": "net", "params": 156, "macs": 9600, "size_bytes": 624,
+        "inputs": [{"name": "x", "shape": [None, 3, 8, 8]}], "outputs": [], "warnings": ["random weights"],
+        "preprocess": Preprocess((8, 8), source="unit").to_dict(), "layers": [layer],
+        "unsupported": ["head (aten.foo)"],
     }  # fmt: skip
     print_inspection(found, Console(file=stream, width=80, color_system=None))
     text = stream.getvalue()
     assert row(text, "net") == "net 156 params, 9.60 k MACs, 0.6 kB"
+    assert row(text, "inputs") == "inputs x nx3x8x8"
+    assert "preprocess 8x8 rgb, pixels * 0.003922, mean 0 0 0, std 1 1 1 (unit)" in " ".join(text.split())
+    assert "warning random weights" in " ".join(text.split())
     assert row(text, "features.0") == "features.0 conv2d nx6x8x8 156 9.60 k"
     assert row(text, "warning") == "warning cannot be exported yet: head (aten.foo)"

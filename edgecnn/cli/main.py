@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _quiet(), _terminable():
             code = edgecnn.main(args=arguments, prog_name="edgecnn", standalone_mode=False)
-    except Terminated:
-        click.echo("terminated; no unfinished file is left", err=True)
-        return TERMINATED
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__ or error, Terminated):  # click turns either signal into its Abort
+            click.echo("terminated; no unfinished file is left", err=True)
+            return TERMINATED
         click.echo("interrupted; no unfinished file is left", err=True)
         return INTERRUPTED
     except click.ClickException as error:

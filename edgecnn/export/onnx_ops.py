@@ -6,7 +6,8 @@ The nodes are chosen for what ONNX Runtime's CPU provider runs in integers:
   between DequantizeLinear and QuantizeLinear, which the runtime fuses into its QLinear kernels;
 - operators that keep the parameters of their input and compute nothing (concat, pad, reshape, slice,
   transpose, max pooling, nearest resize) move the integers themselves;
-- the rest (ConvTranspose, a ReduceMean that is not a pooling, Sub of two activations, bilinear Resize) has no
+- ConvTranspose, which has no integer kernel, is written as Conv and DepthToSpace;
+- the rest (a ReduceMean that is not a pooling, Sub of two activations, bilinear Resize) has no
   integer kernel there and runs in float between DequantizeLinear and QuantizeLinear.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from edgecnn.errors import ExportError, UnsupportedOpError
 from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
 from edgecnn.export.onnx_resize import write_resize
+from edgecnn.export.onnx_transposed import write_phases
 from edgecnn.graph.program import Array, Op, QuantParams
 
 Writer = Callable[[GraphBuilder, Op], None]
@@ -89,6 +91,10 @@ def _conv2d(graph: GraphBuilder, op: Op) -> None:
 
 
 def _conv_transpose2d(graph: GraphBuilder, op: Op) -> None:
+    kernel = graph.tensor(op.inputs[1]).data
+    if _is_quantized(graph, op) and kernel is not None:
+        write_phases(graph, op, kernel)
+        return
     output_padding = _ints(op.attributes["output_padding"])
     attributes = _conv_attributes(graph, op) | {"output_padding": output_padding}
     graph.store(op, "ConvTranspose", _weighted(graph, op), attributes)
@@ -188,6 +194,27 @@ def _tanh(graph: GraphBuilder, op: Op) -> None:
 
 
 _TANH = QuantParams(np.asarray(1 / 128, np.float32), 0)
+
+
+def _hard_sigmoid(graph: GraphBuilder, op: Op) -> None:
+    graph.store(op, "HardSigmoid", [_float_only(graph, op)], {"alpha": 1 / 6, "beta": 0.5})
+
+
+def _hard_swish(graph: GraphBuilder, op: Op) -> None:
+    """Write x * HardSigmoid(x), as fast in ONNX Runtime as the HardSwish of opset 14."""
+    x = _float_only(graph, op)
+    gate = graph.node(op, "HardSigmoid", [x], None, {"alpha": 1 / 6, "beta": 0.5})
+    graph.store(op, "Mul", [x, gate])
+
+
+def _float_only(graph: GraphBuilder, op: Op) -> str:
+    """Return the value of op's input, which must be float like its output."""
+    if _is_quantized(graph, op):
+        raise UnsupportedOpError(
+            f"{op.layer or op.output}: {op.kind} is quantized, expected float32",
+            hint="run the pass decompose_activations before quantizing",
+        )
+    return graph.real(op, op.inputs[0])
 
 
 def _softmax(graph: GraphBuilder, op: Op) -> None:
@@ -335,6 +362,8 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "leaky_relu": _leaky_relu,
         "sigmoid": _sigmoid,
         "tanh": _tanh,
+        "hard_swish": _hard_swish,
+        "hard_sigmoid": _hard_sigmoid,
         "softmax": _softmax,
         "max_pool2d": _max_pool2d,
         "avg_pool2d": _avg_pool2d,

@@ -99,6 +99,37 @@ def compare(
     return Comparison(worst, within / max(total, 1), agreement, len(first[main]))
 
 
+def worst_images(
+    first: Mapping[str, Array], second: Mapping[str, Array], scales: Mapping[str, float], count: int
+) -> list[int]:
+    """Return the indices of the images whose outputs differ most, at most `count`, in ascending order.
+
+    Example:
+        >>> worst_images({"y": np.zeros((3, 2))}, {"y": np.array([[0, 1], [0, 0], [5, 0]])}, {"y": 1.0}, 2)
+        [0, 2]
+    """
+    largest = [
+        np.abs(first[name].astype(np.float64) - second[name]).reshape(len(first[name]), -1).max(axis=1)
+        / (scale or max(float(np.abs(first[name]).max(initial=0.0)) / 127.0, 1e-12))
+        for name, scale in scales.items()
+    ]
+    order = np.argsort(-np.nan_to_num(np.max(largest, axis=0), nan=_NOT_FINITE), kind="stable")
+    return sorted(int(index) for index in order[:count])
+
+
+def traced_outputs(program: Program, traced: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the outputs that follow from traced integers, float32; those computed in float are left out."""
+    producers = {op.output: op for op in program.ops}
+    found: dict[str, Array] = {}
+    for public, name in program.outputs:
+        producer = producers.get(name)
+        source = producer.inputs[0] if producer is not None and producer.kind == "dequantize" else name
+        quant = program.tensors[source].quant
+        if source in traced and quant is not None:
+            found[public] = quant.dequantize(traced[source])
+    return found
+
+
 def first_difference(
     program: Program,
     traced: Mapping[str, Array],

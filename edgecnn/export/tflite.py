@@ -38,6 +38,8 @@ LOWERINGS: Mapping[str, Callable[[Lowering, Op], None]] = MappingProxyType(
         "leaky_relu": elementwise.leaky_relu,
         "sigmoid": elementwise.sigmoid,
         "tanh": elementwise.tanh,
+        "hard_swish": elementwise.hard_swish,
+        "hard_sigmoid": elementwise.hard_sigmoid,
         "softmax": elementwise.softmax,
         "max_pool2d": pooling.max_pool2d,
         "avg_pool2d": pooling.avg_pool2d,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn.export.tflite_activation import choose_activation
+from edgecnn.export.tflite_activation import FUSED_CODES, choose_activation
 from edgecnn.export.tflite_layout import Order, complete_order
 from edgecnn.export.tflite_lowering import Lowering, common_order, same_parameters
 from edgecnn.graph.program import Op, QuantParams
@@ -88,6 +88,32 @@ def sigmoid(lowering: Lowering, op: Op) -> None:
 def tanh(lowering: Lowering, op: Op) -> None:
     """Write a TANH."""
     _unary(lowering, op, "TANH", {})
+
+
+def hard_swish(lowering: Lowering, op: Op) -> None:
+    """Write a HARD_SWISH."""
+    _check_float(lowering, op)
+    _unary(lowering, op, "HARD_SWISH", {})
+
+
+def hard_sigmoid(lowering: Lowering, op: Op) -> None:
+    """Write relu6(x + 3) / 6: an ADD with RELU6 fused and a MUL."""
+    _check_float(lowering, op)
+    index, order = lowering.read(op.inputs[0]), lowering.order(op.inputs[0])
+    three, sixth = (
+        lowering.constant(f"{name}/{len(order)}", np.full((1,) * len(order), value, np.float32))
+        for name, value in (("three", 3.0), ("one_sixth", 1 / 6))
+    )
+    bounded = lowering.new_tensor(op.output, order, "/relu6")
+    options = {"fusedActivationFunction": FUSED_CODES["RELU6"]}
+    lowering.graph.add_operator("ADD", (index, three), bounded, options)
+    lowering.write(op.output, order, "MUL", (bounded, sixth))
+
+
+def _check_float(lowering: Lowering, op: Op) -> None:
+    if lowering.tensor(op.output).quant is not None:
+        hint = "run the pass decompose_activations before quantizing"
+        raise lowering.unsupported(op, "it is quantized, expected float32", hint=hint)
 
 
 def quantize(lowering: Lowering, op: Op) -> None:

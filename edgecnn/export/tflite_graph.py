@@ -34,6 +34,7 @@ _OPTION_TABLES = {
     "DEPTH_TO_SPACE": "DepthToSpaceOptions",
     "DEQUANTIZE": "DequantizeOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
+    "HARD_SWISH": "HardSwishOptions",
     "LEAKY_RELU": "LeakyReluOptions",
     "MAXIMUM": "MaximumMinimumOptions",
     "MAX_POOL_2D": "Pool2DOptions",

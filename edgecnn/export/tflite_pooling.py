@@ -59,7 +59,7 @@ def _is_non_negative(producers: Mapping[str, Op], name: str) -> bool:
     if op.kind in _KEEPS_SIGN:
         return all(_is_non_negative(producers, source) for source in op.inputs)
     low = (op.attributes.get("clamp") or (None, None))[0]
-    return op.kind in ("sigmoid", "softmax") or (low is not None and low >= 0)
+    return op.kind in ("sigmoid", "hard_sigmoid", "softmax") or (low is not None and low >= 0)
 
 
 def _lowest(lowering: Lowering, name: str) -> int:

@@ -1,97 +1,37 @@
-"""Transposed convolution as a convolution whose channels are then spread over space.
+"""Transposed convolution as CONV_2D and DEPTH_TO_SPACE; see `transposed` for why the sums stay the same.
 
-With stride s and padding p, output position o = s * m + r of phase r in 0..s-1 is
-
-    y[s * m + r] = sum_j x[m + a - j] * w[b + s * j]          a = (r + p) div s,  b = (r + p) mod s
-
-so each phase is a plain convolution with every s-th tap of the kernel. All phases together are one CONV_2D
-with s_h * s_w * c_out channels, followed by DEPTH_TO_SPACE; the sums are the same integers. TFLite's own
-TRANSPOSE_CONV is not used: its output shape is a constant with the batch in it, and run with another batch it
-is refused by TFLite's kernel and gives wrong numbers, silently, in XNNPACK (seen with ai-edge-litert 2.3.0).
-Against it a 2x2 kernel with stride 2 takes 0.6 of the time, 3x3 the same and 4x4 1.3 times.
-
-Source: Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel
-Convolutional Neural Network", arXiv:1609.05158, section 3.2.
+TFLite's own TRANSPOSE_CONV is not used: its output shape is a constant with the batch in it, and run with
+another batch it is refused by TFLite's kernel and gives wrong numbers, silently, in XNNPACK (seen with
+ai-edge-litert 2.3.0). Against it a 2x2 kernel with stride 2 takes 0.6 of the time, 3x3 the same and 4x4 1.3
+times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 
 from edgecnn.export.tflite_activation import FUSED_CODES, choose_activation
 from edgecnn.export.tflite_convolution import PADDING_CODES, bias_parameters, pad_nhwc, weight_tensor
 from edgecnn.export.tflite_layout import Order
 from edgecnn.export.tflite_lowering import Lowering
+from edgecnn.export.transposed import phase_convolution
 from edgecnn.graph.program import BATCH, Array, Op, QuantParams
 
 _NHWC: Order = (0, 2, 3, 1)
 
 
-@dataclass(frozen=True)
-class Phases:
-    """One dimension of a transposed convolution as a convolution per phase.
-
-    Attributes:
-        taps: (stride, reach) index into the kernel of each tap, or the kernel's size where there is none.
-        before: zeros to pad before the input.
-        after: zeros to pad after it.
-    """
-
-    taps: npt.NDArray[np.intp]
-    before: int
-    after: int
-
-
-def split_phases(kernel: int, stride: int, padding: int, size: int, new_size: int) -> Phases:
-    """Return the phases of one dimension.
-
-    Args:
-        kernel: size of the kernel, dilation included.
-        stride: of the transposed convolution.
-        padding: rows it cuts off before the output.
-        size: of the input.
-        new_size: of the output.
-
-    Example:
-        >>> split_phases(3, 2, 1, 8, 16).taps.tolist()
-        [[1, 3], [2, 0]]
-    """
-    shifts = [divmod(phase + padding, stride) for phase in range(stride)]
-    spans = [(a - (kernel - 1 - b) // stride, a) for a, b in shifts if b < kernel]
-    first = min([0, *(span[0] for span in spans)])
-    last = max([0, *(span[1] for span in spans)])
-    count = -(-new_size // stride)
-    after = max(count + last - size, 0)
-    reach = size + after - first - count + 1
-    taps = np.full((stride, reach), kernel, np.intp)
-    for phase, (a, b) in enumerate(shifts):
-        for tap in range(reach):
-            step = a - first - tap
-            if step >= 0 and b + stride * step < kernel:
-                taps[phase, tap] = b + stride * step
-    return Phases(taps, -first, after)
-
-
 def conv_transpose2d(lowering: Lowering, op: Op) -> None:
     """Write a transposed convolution: CONV_2D, DEPTH_TO_SPACE and, where sizes are no multiples, a crop."""
     x, y, w = lowering.tensor(op.inputs[0]), lowering.tensor(op.output), weight_tensor(lowering, op)
-    stride = op.attributes.get("stride", (1, 1))
-    padding, groups = op.attributes.get("padding", (0, 0, 0, 0)), op.attributes.get("groups", 1)
-    kernel = _dilated(np.asarray(w.data), op.attributes.get("dilation", (1, 1)))
+    groups = op.attributes.get("groups", 1)
+    kernel = np.asarray(w.data)
     is_depthwise = groups == x.shape[1] and w.shape[1] == 1 and groups > 1
     if groups > 1 and not is_depthwise:
         kernel = _ungrouped(kernel, groups)
-    rows = split_phases(kernel.shape[2], stride[0], padding[0], x.shape[2], y.shape[2])
-    columns = split_phases(kernel.shape[3], stride[1], padding[1], x.shape[3], y.shape[3])
-    explicit = (rows.before, columns.before, rows.after, columns.after)
-    source = pad_nhwc(lowering, lowering.read(x.name, _NHWC), explicit)
-    inputs = (source, *_constants(lowering, op, _taps(kernel, rows, columns), is_depthwise))
+    phases = phase_convolution(op, kernel, x.shape[2:], y.shape[2:])
+    source = pad_nhwc(lowering, lowering.read(x.name, _NHWC), phases.padding)
+    inputs = (source, *_constants(lowering, op, phases.taps, is_depthwise))
     activation = choose_activation(op.attributes.get("clamp"), y.quant)
-    copies = stride[0] * stride[1]
     options = {
         "padding": PADDING_CODES["VALID"],
         "strideH": 1,
@@ -99,23 +39,16 @@ def conv_transpose2d(lowering: Lowering, op: Op) -> None:
         "fusedActivationFunction": FUSED_CODES[activation.fused],
     }
     if is_depthwise:
-        options["depthMultiplier"] = copies
-    counts = (-(-y.shape[2] // stride[0]), -(-y.shape[3] // stride[1]))
-    shape = (BATCH, *counts, copies * y.shape[1])
+        options["depthMultiplier"] = phases.copies
+    shape = (BATCH, *phases.counts, phases.copies * y.shape[1])
     index = lowering.graph.add_tensor(y.name + "/phases", shape, y.dtype, y.quant)
     lowering.graph.add_operator("DEPTHWISE_CONV_2D" if is_depthwise else "CONV_2D", inputs, index, options)
-    index = _spread(lowering, index, (stride[0], stride[1]), is_depthwise)
+    index = _spread(lowering, index, phases.stride, is_depthwise)
     index = _cropped(lowering, index, (y.shape[2], y.shape[3]))
     if activation.is_fused:
         lowering.adopt(y.name, index, _NHWC)
     else:
         lowering.write_bounds(y.name, _NHWC, index, activation)
-
-
-def _taps(kernel: Array, rows: Phases, columns: Phases) -> Array:
-    """Return the kernel (c_in, c_out, k_h, k_w) by phase: (c_in, c_out, s_h, reach_h, s_w, reach_w)."""
-    with_zero = np.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 1)))
-    return np.asarray(with_zero[:, :, rows.taps[:, :, None, None], columns.taps])
 
 
 def _constants(lowering: Lowering, op: Op, taps: Array, is_depthwise: bool) -> tuple[int, int]:
@@ -173,15 +106,6 @@ def _cropped(lowering: Lowering, index: int, size: tuple[int, int]) -> int:
         return index
     output = lowering.like(index, (n, *size, channels), "/cropped")
     return lowering.strided_slice(index, output, (0, 0, 0, 0), (1, 1, 1, 1))
-
-
-def _dilated(kernel: Array, dilation: Sequence[int]) -> Array:
-    """Return the kernel with zeros between its taps."""
-    c_in, c_out, height, width = kernel.shape
-    sizes = ((height - 1) * dilation[0] + 1, (width - 1) * dilation[1] + 1)
-    spread = np.zeros((c_in, c_out, *sizes), kernel.dtype)
-    spread[:, :, :: dilation[0], :: dilation[1]] = kernel
-    return spread
 
 
 def _ungrouped(kernel: Array, groups: int) -> Array:

@@ -167,7 +167,9 @@ def avg_pool2d(builder: ProgramBuilder, node: fx.Node) -> str:
             f"{layer_name(node)} has divisor_override={divisor}, expected the window's size"
         )
     pads = _window(x_shape, out, {"kernel": kernel, "stride": stride, "dilation": (1, 1)}, before)
-    include = bool(argument(node, 5, "count_include_pad", True)) and any(before)  # ceil_mode's is never counted
+    include = bool(argument(node, 5, "count_include_pad", True)) and any(
+        before
+    )  # ceil_mode's is never counted
     if include and (pads[2] > before[0] or pads[3] > before[1]):
         raise UnsupportedOpError(
             f"{layer_name(node)}: ceil_mode with count_include_pad divides edge windows unevenly",

@@ -48,15 +48,6 @@ def _silu(builder: ProgramBuilder, node: fx.Node) -> str:
     return builder.emit(node, "mul", [x, builder.emit(node, "sigmoid", [x])])
 
 
-def _hard_sigmoid(builder: ProgramBuilder, node: fx.Node) -> str:
-    sixth = builder.emit(node, "mul", [builder.tensor(node.args[0]), builder.tensor(1.0 / 6.0)])
-    return builder.emit(node, "add", [sixth, builder.tensor(0.5)], {"clamp": (0.0, 1.0)})
-
-
-def _hard_swish(builder: ProgramBuilder, node: fx.Node) -> str:
-    return builder.emit(node, "mul", [builder.tensor(node.args[0]), _hard_sigmoid(builder, node)])
-
-
 def _leaky_relu(builder: ProgramBuilder, node: fx.Node) -> str:
     slope = float(argument(node, 1, "negative_slope", 0.01))
     return builder.emit(node, "leaky_relu", [builder.tensor(node.args[0])], {"negative_slope": slope})
@@ -121,8 +112,8 @@ HANDLERS: dict[Any, Handler] = {
     aten.leaky_relu.default: _leaky_relu,
     aten.sigmoid.default: _unary("sigmoid"),
     aten.silu.default: _silu,
-    aten.hardsigmoid.default: _hard_sigmoid,
-    aten.hardswish.default: _hard_swish,
+    aten.hardsigmoid.default: _unary("hard_sigmoid"),
+    aten.hardswish.default: _unary("hard_swish"),
     aten.tanh.default: _unary("tanh"),
     aten.softmax.int: _softmax,
     aten._softmax.default: _softmax,

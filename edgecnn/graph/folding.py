@@ -100,7 +100,9 @@ def _fold(graph: fx.GraphModule, node: fx.Node, rank: int) -> None:
     elif rank != 4:
         shape = (-1, *([1] * (rank - 2)))
         factor = add_constant(graph, node, f"{node.name}_weight", g.float().reshape(shape))
-        offset = add_constant(graph, node, f"{node.name}_bias", (shift - mean_value * g).float().reshape(shape))
+        offset = add_constant(
+            graph, node, f"{node.name}_bias", (shift - mean_value * g).float().reshape(shape)
+        )
         scaled = insert_call(graph, node, aten.mul.Tensor, (x, factor), like=node)
         node.replace_all_uses_with(insert_call(graph, node, aten.add.Tensor, (scaled, offset), like=node))
     else:

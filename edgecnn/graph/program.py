@@ -14,7 +14,8 @@ Integer semantics of a quantized op (all inputs and the output quantized): accum
 
     q_y = clamp(round_half_even(acc * multiplier) + zero_point_y, q_lo, q_hi)
 
-in float32; the attribute `clamp` (lo, hi in real units, either may be None) bounds q_lo, q_hi.
+in float32; the attribute `clamp` (lo, hi in real units, either may be None) bounds q_lo, q_hi. Only a bilinear resize
+rounds half up, with weights of 11 bits (`graph.interpolation`), as XNNPACK does and nobody can tell it not to.
 
 Operators and attributes (x is the data input; every op has `inputs`, one `output`):
 
@@ -27,6 +28,8 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
     clamp             x; clamp (lo, hi): relu is (0, None), relu6 is (0, 6)
     leaky_relu        x; negative_slope
     sigmoid tanh      x
+    hard_swish        x; float only: x * hard_sigmoid(x)
+    hard_sigmoid      x; float only: clamp(x / 6 + 1/2, 0, 1)
     softmax           x; axis
     max_pool2d        x; kernel (2), stride (2), padding (4, may be asymmetric), dilation (2)
     avg_pool2d        x; kernel (2), stride (2), padding (4), count_include_pad
@@ -42,7 +45,8 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
 
 max_pool2d, avg_pool2d, amax, concat, slice, pad, reshape, transpose and resize keep the quantization
 parameters of their input (all inputs of a concat share one set). sigmoid and softmax give scale 1/256,
-zero_point -128; tanh gives scale 1/128, zero_point 0.
+zero_point -128; tanh gives scale 1/128, zero_point 0. A quantized network holds hard_swish and hard_sigmoid
+as mul, add and clamp (the pass decompose_activations writes them so), for which there are integer kernels.
 """
 
 from __future__ import annotations

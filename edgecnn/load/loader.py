@@ -136,9 +136,9 @@ def check_is_file(path: Path) -> None:
 def _from_architecture(spec: str, weights: str | Path | None, options: LoadOptions) -> Model:
     if weights is None:
         architecture = build_architecture(spec, options.seed)
-        warnings: tuple[str, ...] = (
-            f"{spec} has random, untrained weights (seed {options.seed}); give --weights FILE",
-        )
+        untrained = f"{spec} has random, untrained weights (seed {options.seed}); give --weights FILE"
+        own = f"{spec}: the weights are what the factory returned; if it loads none, give --weights FILE"
+        warnings: tuple[str, ...] = (untrained if spec.startswith(("torchvision:", "timm:")) else own,)
     else:
         architecture, warnings = _with_weights(spec, Path(weights), options)
     config = architecture.timm_config

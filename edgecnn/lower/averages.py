@@ -51,6 +51,7 @@ class AveragesToConvolutions:
             elif node.target is aten.mean.dim:
                 replacement = _channel_mean(work.graph, node, shapes[node.args[0].name])
             if replacement is not None:
+                shapes[replacement.name] = shapes[node.name]
                 node.replace_all_uses_with(replacement)
                 work.graph.graph.erase_node(node)
         return work.with_graph(finish(work.graph))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,10 +20,16 @@ from edgecnn.errors import DataError
 from edgecnn.graph.nodes import aten, layer_name
 from edgecnn.model import Model
 from edgecnn.pipeline import Progress
-from edgecnn.quantize.observers import Observer
+from edgecnn.quantize.observers import MovingAverageObserver, Observer
 
 BATCH_ELEMENTS = 32 * 3 * 96 * 96
 """Calibration batches hold about this many input values: 32 images of 96x96, 6 of 224x224."""
+
+MAX_WORKERS = 8
+"""Batches run at once, at most: each holds its own activations."""
+
+
+Sums = dict[fx.Node, npt.NDArray[np.float64]]
 
 
 @dataclass
@@ -39,27 +49,43 @@ class Statistics:
     num_images: int = 0
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """An observer that several threads show values to, one at a time."""
+
+    observer: Observer
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class _Watcher(fx.Interpreter):
     """Runs the graph, shows values to their observers and sums layer inputs per channel."""
 
-    def __init__(self, graph: fx.GraphModule, statistics: Statistics, layers: frozenset[fx.Node]) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, observers: Mapping[fx.Node, _Shared], layers: frozenset[fx.Node]
+    ) -> None:
         super().__init__(graph)
-        self.statistics = statistics
+        self.observers = observers
         self.layers = layers
-        self._means: dict[fx.Node, npt.NDArray[np.float64]] = {}
+        self.sums: Sums = {}
+
+    def watch(self, batch: torch.Tensor) -> Sums:
+        """Run one batch (n, c, h, w); return layer node -> its input's mean per channel times n."""
+        self.sums = {}
+        with torch.inference_mode():
+            self.run(batch)
+        return self.sums
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self.layers:
             x = self.env[n.args[0]]  # type: ignore[index]
             axis = x.dim() - 1 if n.target is aten.linear.default else 1
             dims = [d for d in range(x.dim()) if d != axis]
-            mean = x.mean(dim=dims).double().numpy() * len(x)
-            held = self.statistics.input_means
-            held[n] = held[n] + mean if n in held else mean
+            self.sums[n] = x.mean(dim=dims).double().numpy() * len(x)
         value = super().run_node(n)
-        observer = self.statistics.observers.get(n)
-        if observer is not None:
-            observer.observe(value)
+        shared = self.observers.get(n)
+        if shared is not None:
+            with shared.lock:
+                shared.observer.observe(value)
         return value
 
 
@@ -70,6 +96,68 @@ def calibration_batch_size(model: Model) -> int:
     shape = model.spec.inputs[0].shape[1:]
     elements = int(np.prod([d or 1 for d in shape]))
     return int(np.clip(BATCH_ELEMENTS // max(elements, 1), 1, 64))
+
+
+def _batches(model: Model, dataset: Dataset, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Yield the images as float32 (n, c, h, w).
+
+    Raises:
+        DataError: if they hold NaN or infinite values.
+    """
+    batch_size = calibration_batch_size(model)
+    for batch, _ in iterate_batches(dataset, indices, batch_size):
+        if not np.isfinite(batch).all():
+            raise DataError(
+                f"{dataset.name}: calibration images hold NaN or infinite values after preprocessing"
+            )
+        if model.fixed_batch is not None and len(batch) < batch_size:
+            batch = np.resize(batch, (batch_size, *batch.shape[1:]))  # repeats images to fill the batch
+        yield torch.from_numpy(np.ascontiguousarray(batch))
+
+
+class _Pool:
+    """Runs whole batches side by side, each on one thread, in place of all threads on one operator.
+
+    The threads then wait for each other once in a network, not at every operator, which matters most on a
+    machine that has other work. The results do not depend on how many there are: an operator on one thread
+    always adds in the same order, observers that care for the order of batches get one thread, and sums are
+    handed out in the order of the batches.
+    """
+
+    def __init__(self, graph: fx.GraphModule, statistics: Statistics, layers: frozenset[fx.Node]) -> None:
+        self._threads = torch.get_num_threads()
+        ordered = any(isinstance(o, MovingAverageObserver) for o in statistics.observers.values())
+        self._workers = 1 if ordered else min(self._threads, MAX_WORKERS)
+        shared = {node: _Shared(observer) for node, observer in statistics.observers.items()}
+        self._watchers: SimpleQueue[_Watcher] = SimpleQueue()
+        for _ in range(self._workers):
+            self._watchers.put(_Watcher(graph, shared, layers))
+        self._executor = ThreadPoolExecutor(self._workers, "edgecnn-calibrate", torch.set_num_threads, (1,))
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads)  # the workers' setting is the default of threads to come
+
+    def watch_all(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[Sums, int]]:
+        """Yield (sums, images) of each batch in order; one batch more than there are threads is held."""
+        pending: deque[tuple[Future[Sums], int]] = deque()
+        for batch in batches:
+            pending.append((self._executor.submit(self._watch, batch), len(batch)))
+            if len(pending) > self._workers:
+                future, count = pending.popleft()
+                yield future.result(), count
+        for future, count in pending:
+            yield future.result(), count
+
+    def _watch(self, batch: torch.Tensor) -> Sums:
+        watcher = self._watchers.get()
+        try:
+            return watcher.watch(batch)
+        finally:
+            self._watchers.put(watcher)
 
 
 def calibrate(
@@ -93,20 +181,14 @@ def calibrate(
     Raises:
         DataError: if the network gives NaN or infinite values for an image.
     """
-    batch_size = calibration_batch_size(model)
-    watcher = _Watcher(model.graph, statistics, layers)
     progress.start("calibrate", len(indices))
-    with torch.inference_mode():
-        for batch, _ in iterate_batches(dataset, indices, batch_size):
-            if not np.isfinite(batch).all():
-                raise DataError(
-                    f"{dataset.name}: calibration images hold NaN or infinite values after preprocessing"
-                )
-            if model.fixed_batch is not None and len(batch) < batch_size:
-                batch = np.resize(batch, (batch_size, *batch.shape[1:]))  # repeats images to fill the batch
-            watcher.run(torch.from_numpy(np.ascontiguousarray(batch)))
-            statistics.num_images += len(batch)
-            progress.advance(len(batch))
+    with _Pool(model.graph, statistics, layers) as pool:
+        for sums, count in pool.watch_all(_batches(model, dataset, indices)):
+            for node, values in sums.items():
+                held = statistics.input_means
+                held[node] = held[node] + values if node in held else values
+            statistics.num_images += count
+            progress.advance(count)
     progress.finish()
     statistics.ranges = {node: observer.range() for node, observer in statistics.observers.items()}
     _check_finite(statistics)

@@ -20,6 +20,7 @@ from edgecnn.quantize.parameters import (
     weight_scales,
     widen_for_bias,
 )
+from edgecnn.quantize.ties import tie_free_scale
 
 if TYPE_CHECKING:
     from edgecnn.quantize.static import QuantizeStatic
@@ -36,6 +37,7 @@ _OPERANDS = frozenset(
         aten.div.Tensor,
     }
 )
+_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _AS_TENSOR = {
     aten.add.Scalar: aten.add.Tensor,
     aten.mul.Scalar: aten.mul.Tensor,
@@ -152,10 +154,16 @@ def _dequantized(
         return graph.graph.call_function(qd.dequantize_per_channel.default, args)
 
 
-def quantize_operands(graph: fx.GraphModule, node: fx.Node) -> None:
+def quantize_operands(graph: fx.GraphModule, node: fx.Node, y_scale: float) -> None:
     """Replace numbers and parameters that arithmetic reads by int8 constants.
 
-    A number is held exactly: scale |c| / 127 and the integer 127 or -127.
+    A number is held exactly: scale |c| / 127 and the integer 127 or -127. A parameter that is added gets a
+    scale without ties.
+
+    Args:
+        graph: edited in place.
+        node: an operator that the scheme knows.
+        y_scale: scale of its output.
     """
     if node.target not in _OPERANDS:
         return
@@ -167,6 +175,8 @@ def quantize_operands(graph: fx.GraphModule, node: fx.Node) -> None:
         elif is_constant(operand):
             real = fetch(graph, operand).float().numpy()  # type: ignore[arg-type]
             scale, zero_point = activation_parameters(float(real.min()), float(real.max()))
+            if node.target in _SUMS:
+                scale = tie_free_scale(scale, y_scale)
             q = np.clip(np.rint(real / np.float32(scale)) + zero_point, -128, 127)
             values = torch.from_numpy(np.asarray(q, np.int8))
         else:

@@ -9,7 +9,8 @@ All are streaming and need a fixed amount of memory, whatever the number and siz
     entropy          minimizes the Kullback-Leibler divergence of the 8-bit histogram from the full one
 
 Source: Jacob et al. 2018, arXiv:1712.05877, section 3.1 (moving average); Migacz 2017, "8-bit inference with
-TensorRT" (entropy); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (mse).
+TensorRT", and Miller 1955, "Note on the bias of information estimates" (entropy); Nagel et al. 2021,
+arXiv:2106.08295, section 3.1 (mse).
 """
 
 from __future__ import annotations
@@ -287,7 +288,12 @@ class EntropyObserver:
 
 
 def _divergence(centers: Float64s, counts: Float64s, low: float, high: float) -> float:
-    """Return KL(p || q): p is the clipped histogram, q spreads each of 256 levels over its filled bins."""
+    """Return KL(p || q), less what it would be of samples for which p = q.
+
+    p is the clipped histogram, q spreads each of 256 levels over its filled bins. Smoothing n samples from
+    `bins` to `levels` free numbers makes a divergence of (bins - levels) / (2 n) by chance alone (Miller
+    1955), which would favour clipping, the more so the fewer the samples.
+    """
     clipped = np.clip(centers, low, high)
     level = np.rint((clipped - low) / max(high - low, 1e-30) * 255.0).astype(np.int64)
     inside = (centers >= low) & (centers <= high)
@@ -300,7 +306,8 @@ def _divergence(centers: Float64s, counts: Float64s, low: float, high: float) ->
     q = np.where(inside, mass[level] / np.maximum(bins[level], 1.0), 0.0)
     p, q = p / max(p.sum(), 1e-30), q / max(q.sum(), 1e-30)
     keep = p > 0
-    return float((p[keep] * np.log(p[keep] / np.maximum(q[keep], 1e-12))).sum())
+    chance = (np.count_nonzero(inside) - np.count_nonzero(bins)) / (2.0 * max(counts.sum(), 1.0))
+    return float((p[keep] * np.log(p[keep] / np.maximum(q[keep], 1e-12))).sum() - chance)
 
 
 OBSERVERS: dict[str, Callable[[], Observer]] = {

@@ -33,6 +33,8 @@ _KERNELS: Mapping[str, Callable[[Call], Array]] = MappingProxyType(
         "leaky_relu": reference_elementwise.leaky_relu,
         "sigmoid": reference_elementwise.sigmoid,
         "tanh": reference_elementwise.tanh,
+        "hard_swish": reference_elementwise.hard_swish,
+        "hard_sigmoid": reference_elementwise.hard_sigmoid,
         "softmax": reference_elementwise.softmax,
         "quantize": reference_elementwise.quantize,
         "dequantize": reference_elementwise.dequantize,

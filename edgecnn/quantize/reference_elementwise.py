@@ -5,7 +5,8 @@ Quantized, with d = q - zero_point (exact in float32) and every scale ratio roun
     add, sub     q_y = round_half_even(d_a * (s_a / s_y) +- d_b * (s_b / s_y)) + zero_point_y
     mul          q_y = round_half_even(d_a * d_b * (s_a * s_b / s_y)) + zero_point_y
     requantize   q_y = round_half_even(d_x * (s_x / s_y)) + zero_point_y          (clamp bounds it further)
-    f(x)         q_y = quantize(f(dequantize(q_x))), one table of 256 entries (sigmoid, tanh, leaky_relu)
+    f(x)         q_y = quantize(f(dequantize(q_x))), one table of 256 entries (sigmoid, tanh, leaky_relu,
+                 hard_swish, hard_sigmoid)
 """
 
 from __future__ import annotations
@@ -105,6 +106,16 @@ def tanh(call: Call) -> Array:
     return _by_table(call, np.tanh)
 
 
+def hard_swish(call: Call) -> Array:
+    """Compute x * hard_sigmoid(x)."""
+    return _by_table(call, lambda x: x * _hard_sigmoid(x))
+
+
+def hard_sigmoid(call: Call) -> Array:
+    """Compute clamp(x / 6 + 1/2, 0, 1)."""
+    return _by_table(call, _hard_sigmoid)
+
+
 def softmax(call: Call) -> Array:
     """Compute exp(x) / sum(exp(x)) along `axis`."""
     (x,) = call.arrays
@@ -127,6 +138,10 @@ def _sigmoid(x: Array) -> Array:
     # exp(-|x|) never overflows; the two branches are the same function
     decay = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, np.float32(1), decay) / (np.float32(1) + decay))
+
+
+def _hard_sigmoid(x: Array) -> Array:
+    return np.asarray(np.clip(x * np.float32(1 / 6) + np.float32(0.5), np.float32(0), np.float32(1)))
 
 
 def _softmax(x: Array, axis: int) -> Array:

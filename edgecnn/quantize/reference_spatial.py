@@ -3,7 +3,7 @@
 All but mean keep the quantization parameters of their input, so they work on raw int8 values:
 
     avg_pool2d, mean   q_y = round_half_even(sum(q_x - zero_point_x) * (s_x / (count * s_y))) + zero_point_y
-    resize, bilinear   q_y = round_half_even(interpolate(q_x)), in float32
+    resize, bilinear   q_y = floor(interpolate(q_x) + 1/2), with weights of 11 bits (see graph.interpolation)
     the others         the same values, moved or compared
 """
 
@@ -13,8 +13,12 @@ import math
 
 import numpy as np
 
+from edgecnn.graph.interpolation import WEIGHT_BITS, integer_weights, interpolation
 from edgecnn.graph.program import Array, QuantParams
 from edgecnn.quantize.reference_call import Q_MIN, Call, float_scale, to_levels
+
+Positions = tuple[Array, Array, Array]
+"""First and second source position and weight of the second, as `interpolation` gives them."""
 
 
 def max_pool2d(call: Call) -> Array:
@@ -109,25 +113,27 @@ def resize(call: Call) -> Array:
         columns = np.arange(width) * x.shape[3] // width
         return x[:, :, rows[:, None], columns]
     align_corners = bool(call.attribute("align_corners", False))
-    top, bottom, down = _interpolation(x.shape[2], height, align_corners)
-    left, right, across = _interpolation(x.shape[3], width, align_corners)
-    values = x.astype(np.float32)
-    rows = values[:, :, top] * (1 - down)[:, None] + values[:, :, bottom] * down[:, None]
-    y = rows[..., left] * (1 - across) + rows[..., right] * across
-    return np.asarray(np.rint(y), np.int8) if call.is_quantized else np.asarray(y)
+    vertical = interpolation(x.shape[2], height, align_corners)
+    horizontal = interpolation(x.shape[3], width, align_corners)
+    if call.is_quantized:
+        return _interpolated_levels(x, vertical, horizontal)
+    return _interpolated(x, vertical, horizontal, np.float32(1))
 
 
-def _interpolation(size_in: int, size_out: int, align_corners: bool) -> tuple[Array, Array, Array]:
-    """Return for each output position its two source positions and float32 weight of the second."""
-    position = np.arange(size_out, dtype=np.float32)
-    if align_corners:
-        source = position * np.float32((size_in - 1) / max(size_out - 1, 1))
-    else:
-        source = np.maximum(
-            (position + np.float32(0.5)) * np.float32(size_in / size_out) - np.float32(0.5), 0
-        )
-    first = np.minimum(source.astype(np.int64), size_in - 1)
-    return first, np.minimum(first + 1, size_in - 1), (source - first).astype(np.float32)
+def _interpolated_levels(x: Array, vertical: Positions, horizontal: Positions) -> Array:
+    """Return int8 x interpolated in exact integers, rounded half up."""
+    down, across = integer_weights(vertical[2]), integer_weights(horizontal[2])
+    one = np.int32(1 << WEIGHT_BITS)
+    total = _interpolated(x.astype(np.int32), (*vertical[:2], down), (*horizontal[:2], across), one)
+    half = np.int32(1 << (2 * WEIGHT_BITS - 1))
+    return np.asarray((total + half) >> (2 * WEIGHT_BITS), np.int8)
+
+
+def _interpolated(x: Array, vertical: Positions, horizontal: Positions, one: np.generic) -> Array:
+    """Return x (n, c, h, w) interpolated along h, then w, with weights in units of 1 / `one`."""
+    (top, bottom, down), (left, right, across) = vertical, horizontal
+    rows = x[:, :, top] * (one - down)[:, None] + x[:, :, bottom] * down[:, None]
+    return np.asarray(rows[..., left] * (one - across) + rows[..., right] * across)
 
 
 def _averaged(total: Array, count: Array | int, quant_x: QuantParams, quant_y: QuantParams) -> Array:

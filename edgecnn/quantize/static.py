@@ -122,13 +122,14 @@ class QuantizeStatic:
         layers: frozenset[fx.Node],
     ) -> fx.GraphModule:
         """Insert the constants first (their input's parameters are looked up by node), then q/dq."""
-        for node in layers:
+        for node in [node for node in graph.graph.nodes if node in layers]:
             mean = statistics.input_means.get(node)
             x_scale = parameters[_held_input(slots, node)][0]
             quantize_layer(graph, node, x_scale, self, mean)
         for node in list(graph.graph.nodes):
             if spec_of(node) is not None and not _has_weight(node):
-                quantize_operands(graph, node)
+                held = node if node in parameters else next(iter(node.users), node)  # its clamp
+                quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0])
         for node in slots.held:
             _hold(graph, node, parameters[node])
         for producer, consumer in slots.conversions:
@@ -157,7 +158,7 @@ def _mean_counts(model: Model, slots: Slots) -> dict[fx.Node, int]:
         spec = spec_of(node) if node.op == "call_function" else None
         is_mean = node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default)
         if spec is not None and spec.holds is Holds.OWN and is_mean:
-            x, y = shapes[node.args[0].name], shapes[node.name]
+            x, y = shapes[node.all_input_nodes[0].name], shapes[node.name]
             counts[node] = prod(x[1:]) // prod(y[1:])
     return counts
 

@@ -22,6 +22,8 @@ from torch import fx
 from edgecnn.graph.nodes import aten
 from edgecnn.quantize.annotate import Slots, fuses_into_clamp
 
+_SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.rsub.Scalar})
+
 DENOMINATOR = 2047
 """Odd; fixed-point error stays below 1/(2 * 2047), and a scale grows by at most 1/(2047 r)."""
 
@@ -69,9 +71,9 @@ def mean_scale(scale_x: float, scale_y: float, count: int) -> float:
 def remove_ties(
     slots: Slots, by_root: dict[fx.Node, tuple[float, int]], mean_counts: Mapping[fx.Node, int]
 ) -> None:
-    """Adjust the scales of slots that additions read or means write; ranges only grow.
+    """Adjust the scales of slots that additions and subtractions read or means write; ranges only grow.
 
-    The output of an addition with a number is adjusted too.
+    The output of an addition with a number, or with a value whose parameters are prescribed, is adjusted too.
 
     Additions are taken from the last to the first, so that an output's scale is final before its operands
     are fitted to it. A slot that two additions read is fitted to the later one alone.
@@ -87,7 +89,7 @@ def remove_ties(
         if addition is None:
             continue
         y = slots.root(held)
-        offset = next((abs(float(v)) for v in addition.args[:2] if isinstance(v, (int, float))), 0.0)
+        offset = _prescribed_step(slots, addition, by_root[y][0])
         if offset and y not in final:
             scale, zero_point = by_root[y]
             by_root[y] = (offset_scale(offset, scale), zero_point)
@@ -109,11 +111,24 @@ def remove_ties(
             final.add(y)
 
 
+def _prescribed_step(slots: Slots, addition: fx.Node, scale_y: float) -> float:
+    """Return what the output's scale has to fit: an operand's fixed scale, or a number; else 0.
+
+    A fixed scale below scale_y / 16 is let be: fitting the output to it would cost more range than ties do.
+    """
+    for operand in addition.args[:2]:
+        if isinstance(operand, fx.Node) and operand in slots.parent:
+            fixed = slots.fixed.get(slots.root(operand))
+            if fixed is not None and fixed[0] > scale_y / 16.0:
+                return fixed[0]
+    return next((abs(float(v)) for v in addition.args[:2] if isinstance(v, (int, float))), 0.0)
+
+
 def _addition(held: fx.Node) -> fx.Node | None:
-    """Return the addition whose result this held value is, through a fused clamp."""
-    if held.target is aten.add.Tensor:
+    """Return the addition or subtraction whose result this held value is, through a fused clamp."""
+    if held.target in _SUMS:
         return held
     source = held.args[0] if held.args else None
-    if isinstance(source, fx.Node) and source.target is aten.add.Tensor and fuses_into_clamp(source):
+    if isinstance(source, fx.Node) and source.target in _SUMS and fuses_into_clamp(source):
         return source
     return None

@@ -24,6 +24,7 @@ from edgecnn.report.results import (
     SizeFigures,
     SpeedupFigures,
 )
+from edgecnn.report.schema import to_values
 from edgecnn.runner.environment import describe_environment
 
 FILES = ("float_onnx", "onnx", "float_tflite", "tflite")
@@ -79,6 +80,7 @@ def build_report(parts: ReportParts) -> Report:
         params=sum(p.numel() for p in parameters),
         macs=sum(cost.macs for cost in parts.costs),
         size_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        task=parts.float_model.spec.task,
     )
     latency = _latency(parts)
     return Report(
@@ -98,7 +100,7 @@ def build_report(parts: ReportParts) -> Report:
             parts.num_calibration,
             parts.num_proof,
             parts.held_out,
-            parts.float_model.spec.preprocess.to_dict(),
+            to_values(parts.float_model.spec.preprocess),
         ),
         parity={
             name: ParityFigures(c.max_lsb, c.fraction_within_1_lsb, c.top1_agreement, c.num_samples)

@@ -27,12 +27,14 @@ class ModelFigures:
         params: number of parameters.
         macs: multiply-accumulates of one image (1 MAC = 2 FLOPs).
         size_bytes: of its parameters and buffers in float32.
+        task: "classification", "segmentation" or "other".
     """
 
     name: str
     params: int
     macs: int
     size_bytes: int
+    task: str = "classification"
 
 
 @dataclass(frozen=True)

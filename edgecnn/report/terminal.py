@@ -143,7 +143,9 @@ def _cost_rows(report: Report) -> list[list[RenderableType]]:
     """What did it cost?"""
     rows: list[list[RenderableType]] = []
     if report.accuracy is None:
-        rows.append(["top-1", "-", "-", Text("unmeasured: no labels", style="yellow")])
+        task = report.model.task
+        why = "unmeasured: no labels" if task == "classification" else f"not defined for task {task}"
+        rows.append(["top-1", "-", "-", Text(why, style="yellow")])
     for key in report.artifacts:
         name, notes = FILES.get(key, key), _agreement(report, key)
         after = report.accuracy.top1(key) if report.accuracy else None
