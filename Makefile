@@ -1,6 +1,7 @@
 # make demo | test | lint | bench | clean
 PYTHON ?= python3
 VENV   ?= .venv
+BENCH  ?= .venv-bench
 BIN    := $(VENV)/bin
 MODEL  ?= examples/lenet5_digits.pt2
 
@@ -30,9 +31,16 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/int8_latency.py
-	$(BIN)/python benchmarks/compress_time.py
+# The peers' packages stay out of the environment that edgecnn is developed in.
+$(BENCH)/.peers: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install -q -c constraints.txt -e '.[all]' -r benchmarks/requirements.txt
+	$(BENCH)/bin/pip install -q --no-deps torchvision==0.29.2
+	touch $@
+
+bench: $(BENCH)/.peers
+	$(BENCH)/bin/python benchmarks/int8_latency.py
+	$(BENCH)/bin/python benchmarks/compress_time.py
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) $(BENCH) demo build dist

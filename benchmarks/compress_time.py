@@ -3,10 +3,10 @@
     python benchmarks/compress_time.py [--net mobilenet_v2] [--images 64 1024] [--threads 2] [--repeat 1]
                                        [--cache DIR] [--peers-python PYTHON] [--json FILE] [--profile]
 
-edgecnn.compress against the chain torch.onnx.export, quant_pre_process, quantize_static, litert_torch.convert,
-ai-edge-quantizer. Each job runs in a fresh process; the peers decode the same JPEGs the same way, one by one,
-and keep none. edgecnn's own proof (parity, agreement over held-out images) is listed apart, since the chain
-has none; its latency measurement is off. Peak memory is the process's VmHWM.
+edgecnn.compress against the chain torch.onnx.export, quant_pre_process, quantize_static,
+litert_torch.convert, ai-edge-quantizer. Each job runs in a fresh process; the peers decode the same number of
+JPEGs, one by one, and keep none. edgecnn's own proof (parity, agreement on held-out images) is listed apart,
+since the chain has none, and its latency measurement is off. Peak memory is the process's VmHWM.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ def make_jpegs(cache: Path, count: int) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for start in range(0, count, 64):
-        for index, pixels in enumerate(
-            nets.smooth_pixels(min(64, count - start), 7 + start, JPEG_SIDE), start
-        ):
+        images = nets.smooth_pixels(min(64, count - start), 7 + start, JPEG_SIDE)
+        for index, pixels in enumerate(images, start):
             Image.fromarray(pixels).save(temporary / f"{index:05d}.jpg", quality=90)
     temporary.replace(folder)
     return folder
@@ -172,25 +171,10 @@ def run_job(who: str, count: int, arguments: argparse.Namespace) -> dict[str, An
     python = sys.executable if who == "edgecnn" else arguments.peers_python
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
-        command = [
-            python,
-            str(Path(__file__).resolve()),
-            "--child",
-            who,
-            "--images",
-            str(count),
-            "--json",
-            str(out),
-        ]
-        command += [
-            "--net",
-            arguments.net,
-            "--threads",
-            str(arguments.threads),
-            "--cache",
-            str(arguments.cache),
-        ]
-        command += ["--profile"] if arguments.profile else []
+        command = [python, str(Path(__file__).resolve()), "--child", who, "--json", str(out)]
+        for option in ("net", "threads", "cache"):
+            command += [f"--{option}", str(getattr(arguments, option))]
+        command += ["--images", str(count), *(["--profile"] if arguments.profile else [])]
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
         started = time.perf_counter()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -212,13 +196,8 @@ def print_table(rows: dict[tuple[str, int], list[dict[str, Any]]], arguments: ar
         f"{'proof':>6s} | {'peak work':>9s} {'peak':>6s}"
     )
     for (who, count), runs in rows.items():
-        cell = {
-            key: statistics.median(run[key] for run in runs) for key in runs[0] if key.endswith("_bytes")
-        } | {
-            key: statistics.median(run[key] or 0.0 for run in runs)
-            for key in runs[0]
-            if key.endswith("_seconds")
-        }
+        names = [name for name in runs[0] if name.endswith(("_bytes", "_seconds"))]
+        cell = {name: statistics.median(run[name] or 0.0 for run in runs) for name in names}
         proof = f"{cell['proof_seconds']:6.1f}" if runs[0]["proof_seconds"] is not None else f"{'-':>6s}"
         print(
             f"  {who:8s} {count:6d} {cell['total_seconds']:7.1f} {cell['start_seconds']:6.1f} "

@@ -1,4 +1,4 @@
-"""Latency, size and SQNR of edgecnn's files beside the peers', the files of a runtime interleaved in one process.
+"""Latency, size and SQNR of edgecnn's files beside the peers', all files of a runtime interleaved.
 
     python benchmarks/int8_latency.py [NET ...] [--threads 1 2] [--runs 100] [--cache DIR]
                                       [--peers-python PYTHON] [--json FILE]

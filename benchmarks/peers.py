@@ -101,8 +101,9 @@ def quantize_tflite(source: Path, path: Path, images: Images) -> None:
 
 
 class _Feeds(list):  # type: ignore[type-arg]
-    """Feeds made while they are read. The calibrator counts them first, with list(feeds), for its progress bar;
-    the images are not decoded for that.
+    """Feeds made while they are read.
+
+    The calibrator first counts them for its progress bar, with list(feeds); no image is decoded for that.
     """
 
     def __init__(self, name: str, images: Images) -> None:

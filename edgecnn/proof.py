@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +43,6 @@ BATCH_SIZE = 64
 TIMEOUT_S = 3600.0
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-_LITTLE_ROOM_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ def temporary_folder() -> Iterator[Path]:
             yield Path(name)
     except (OSError, OutputError, RunnerError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
-        if isinstance(error, RunnerError) and free_bytes < _LITTLE_ROOM_BYTES:
-            reason = f"almost no space left, and {error.message}"
+        if isinstance(error, RunnerError) and os.strerror(errno.ENOSPC) in error.message:
+            reason = os.strerror(errno.ENOSPC)  # the runner writes its results into such a folder
         elif isinstance(cause, OSError) and cause.errno in _NO_ROOM:
             reason = cause.strerror or str(cause)
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +184,8 @@ def test_existing_results_are_refused_before_the_long_work(tmp_path: Path, capsy
 def test_warnings_of_other_packages_show_when_debugging(tmp_path: Path) -> None:
     code = "import warnings; from edgecnn.cli.main import _quiet\nwith _quiet(): warnings.warn('from below')"
     for debug in ("0", "1"):
-        done = running.subprocess.run(
-            [running.sys.executable, "-c", code],
+        done = subprocess.run(
+            [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             env=running.environment({"EDGECNN_DEBUG": debug}),
@@ -195,10 +197,10 @@ def test_warnings_of_other_packages_show_when_debugging(tmp_path: Path) -> None:
 def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = running.subprocess.run(
+    done = subprocess.run(
         running.command("recipes", "show", "static_wi8_ai8"),
         stdout=write,
-        stderr=running.subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=running.environment(),
         cwd=tmp_path,

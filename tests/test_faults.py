@@ -306,6 +306,18 @@ class TestRunner:
         assert not (tmp_path / "o").exists()
         assert issubclass(ParityError, EdgeCNNError) and issubclass(RunnerError, EdgeCNNError)
 
+    def test_a_runner_without_room_for_its_result(
+        self, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise RunnerError(f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}")
+
+        monkeypatch.setattr(importlib.import_module("edgecnn.proof"), "run_local", full)
+        message, hint = fails([*SMALL, "-o", str(tmp_path / "o")], capsys)
+        place = tempfile.gettempdir()
+        assert message == f"cannot write temporary files in {place}: {os.strerror(errno.ENOSPC)}"
+        assert "TMPDIR" in hint
+
 
 class TestPackages:
     """Each in a process of its own, in which the packages seem not to be installed."""

@@ -1,4 +1,4 @@
-"""Trained networks on real images: ResNet-20 on CIFAR-10, SqueezeNet 1.1 on ImageNet. Skipped without data."""
+"""Trained networks, real images: ResNet-20 on CIFAR-10, SqueezeNet 1.1 on ImageNet; skipped without data."""
 
 from __future__ import annotations
 

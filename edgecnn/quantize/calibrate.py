@@ -22,8 +22,8 @@ from edgecnn.model import Model
 from edgecnn.pipeline import Progress
 from edgecnn.quantize.observers import MovingAverageObserver, Observer
 
-BATCH_ELEMENTS = 32 * 3 * 96 * 96
-"""Calibration batches hold about this many input values: 32 images of 96x96, 6 of 224x224."""
+BATCH_ELEMENTS = 20 * 3 * 96 * 96
+"""Calibration batches hold about this many input values: 20 images of 96x96, 3 of 224x224."""
 
 MAX_WORKERS = 8
 """Batches run at once, at most: each holds its own activations."""

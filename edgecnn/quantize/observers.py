@@ -117,7 +117,8 @@ class Histogram:
         low, high: extremes seen; NaN or infinite if a value was, nothing is counted from then on.
 
     Example: 1.0 needs a reach of 2.
-        >>> h = Histogram(); h.observe(torch.tensor([0.0, 1.0, 1.0])); h.zeros, h.width, h.counts[3072]
+        >>> h = Histogram(); h.observe(torch.tensor([0.0, 1.0, 1.0]))
+        >>> h.zeros, h.width, float(h.counts[3072])
         (1.0, 0.0009765625, 2.0)
     """
 
