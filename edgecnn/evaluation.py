@@ -12,7 +12,7 @@ from edgecnn.errors import DataError, LoadError
 from edgecnn.export.files import FileOptions, write_model
 from edgecnn.graph.build import build_program
 from edgecnn.graph.folding import FoldBatchNorm
-from edgecnn.load import load_model
+from edgecnn.load import LoadOptions, load_model
 from edgecnn.model import ModelSpec
 from edgecnn.pipeline import PassContext, Progress, SilentProgress
 from edgecnn.preflight import require_packages
@@ -54,6 +54,11 @@ def evaluate(
             raise LoadError(
                 f"{path} has no sidecar {sidecar_path(path).name}, which says how images become its input",
                 hint="keep the .json that compress wrote beside it",
+            )
+        if options.load != LoadOptions():
+            raise LoadError(
+                f"{path} carries its own network and preprocess in its sidecar",
+                hint="leave out the options that say how to load a model",
             )
         spec = read_artifact(path).spec
         return {"path": str(path), **_measure(path, spec, data, options.threads, progress)}

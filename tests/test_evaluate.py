@@ -69,6 +69,11 @@ def test_a_file_without_its_sidecar(lenet_result: CompressResult, tmp_path: Path
     assert found.value.hint is not None and "keep the .json" in found.value.hint
 
 
+def test_a_file_takes_no_other_preprocess(lenet_result: CompressResult) -> None:
+    with pytest.raises(LoadError, match="carries its own network and preprocess"):
+        edgecnn.evaluate(lenet_result.artifacts["onnx"].path, data="digits", options=SMALL)
+
+
 def test_a_file_that_changed(lenet_result: CompressResult, tmp_path: Path) -> None:
     artifact = lenet_result.artifacts["tflite"]
     data = bytearray(artifact.path.read_bytes())

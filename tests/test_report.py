@@ -151,7 +151,7 @@ def test_a_report_of_a_later_version_with_more_keys_is_read() -> None:
     ],
 )
 def test_the_verdict_on_a_speedup_follows_its_interval(interval: tuple[float, float], verdict: str) -> None:
-    assert SpeedupFigures(1.0, *interval).verdict == verdict
+    assert SpeedupFigures(sum(interval) / 2, *interval).verdict == verdict
 
 
 def test_the_table_answers_the_four_questions() -> None:
@@ -232,3 +232,9 @@ def test_inspection_lists_layers_and_what_cannot_be_exported() -> None:
     assert "warning random weights" in " ".join(text.split())
     assert row(text, "features.0") == "features.0 conv2d nx6x8x8 156 9.60 k"
     assert row(text, "warning") == "warning cannot be exported yet: head (aten.foo)"
+
+
+def test_a_sure_difference_under_one_percent_is_none() -> None:
+    assert SpeedupFigures(0.997, 0.996, 0.998).verdict == "no difference"
+    assert SpeedupFigures(0.98, 0.979, 0.981).verdict == "slower"
+    assert SpeedupFigures(1.02, 1.01, 1.03).verdict == "faster"

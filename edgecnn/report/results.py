@@ -17,6 +17,9 @@ from edgecnn.report.schema import from_values, to_values
 
 SCHEMA_VERSION = 1
 
+MIN_DIFFERENCE = 0.01
+"""A ratio of latencies nearer to 1 than this helps or harms nobody, however sure it is."""
+
 
 @dataclass(frozen=True)
 class ModelFigures:
@@ -162,10 +165,10 @@ class SpeedupFigures:
 
     @property
     def verdict(self) -> str:
-        """One of "faster", "slower" and, when the interval includes 1, "no difference"."""
-        if self.low > 1:
-            return "faster"
-        return "slower" if self.high < 1 else "no difference"
+        """One of "faster", "slower" and, when the interval includes 1 or it is under 1 %, "no difference"."""
+        if self.low <= 1 <= self.high or abs(self.ratio - 1) < MIN_DIFFERENCE:
+            return "no difference"
+        return "faster" if self.ratio > 1 else "slower"
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def preprocess_text(preprocess: Mapping[str, Any]) -> str:
     Example:
         >>> from edgecnn.runner.preprocess import Preprocess
         >>> preprocess_text(Preprocess((32, 24)).to_dict())
-        '32x24 rgb, pixels * 0.003922, mean 0 0 0, std 1 1 1'
+        '32x24 rgb, pixels * 0.003922, mean 0 0 0, std 1 1 1 (default)'
     """
     height, width = preprocess["size"]
     resize = f", short side {preprocess['resize_short']} before" if preprocess.get("resize_short") else ""
