@@ -1,4 +1,4 @@
-"""Accuracy and agreement of int8 against float on trained networks, in both runtimes, on the whole of a test set.
+"""Accuracy and agreement of int8 with float on trained networks, in both runtimes, on whole test sets.
 
     python -m benchmarks.accuracy [--data ../shared/data] [--cache DIR] [resnet20 resnet56 squeezenet1_1]
 
@@ -93,7 +93,8 @@ def main() -> None:
             print(row(network, name, files, dataset), flush=True)
         for name, parity in report.parity.items():
             print(
-                f"{network:14s} {name:20s} max {parity.max_lsb} LSB, {100 * parity.fraction_within_1_lsb:.3f} % within 1, "
+                f"{network:14s} {name:20s} max {parity.max_lsb} LSB, "
+                f"{100 * parity.fraction_within_1_lsb:.3f} % within 1, "
                 f"top-1 equal {100 * (parity.top1_agreement or 0):.2f} % of {parity.num_samples}",
                 flush=True,
             )

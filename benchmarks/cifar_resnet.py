@@ -1,4 +1,6 @@
-"""ResNet-20 and ResNet-56 for CIFAR-10 with the parameter-free shortcut (option A of He et al. 2015, arXiv:1512.03385, 4.2).
+"""ResNet-20 and ResNet-56 for CIFAR-10 with the parameter-free shortcut (option A).
+
+He et al. 2015, arXiv:1512.03385, section 4.2.
 
 Use with `edgecnn compress weights.th --arch benchmarks.cifar_resnet:resnet20 --input-shape 3x32x32`.
 """
@@ -26,12 +28,13 @@ class BasicBlock(nn.Module):
         """(n, c_in, h, w) -> (n, c_out, h/stride, w/stride)."""
         y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if self.extra:
-            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
+            kept = x[:, :, :: self.stride, :: self.stride]
+            x = functional.pad(kept, (0, 0, 0, 0, self.extra, self.extra))
         return functional.relu(y + x)
 
 
 class CifarResNet(nn.Module):
-    """6 n + 2 layers: a 3x3 convolution, three stages of n blocks with 16, 32, 64 channels, a linear layer."""
+    """6 n + 2 layers: a 3x3 convolution, three stages of n blocks of 16, 32, 64 channels, a linear layer."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()

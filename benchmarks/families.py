@@ -96,7 +96,8 @@ def run(name: str) -> str:
             Candidate(f, stage_file(file, Path(folder), model, "int8")) for f, file in files.items()
         ]
         float_file = write_model(float_program, "onnx", model.spec, FileOptions())
-        candidates.append(Candidate("float_onnx", stage_file(float_file, Path(folder) / "float", model, "float")))
+        float_path = stage_file(float_file, Path(folder) / "float", model, "float")
+        candidates.append(Candidate("float_onnx", float_path))
         parity = prove_parity(program, candidates, x[CALIBRATION:], "uint8", SilentProgress())
     found = parity.comparisons
     lsb = "  ".join(
@@ -106,14 +107,17 @@ def run(name: str) -> str:
     sqnr = "  ".join(f"{parity.sqnr_db[f] or float('nan'):5.1f}" for f in FORMATS)
     shares = len(files["onnx"].data) / len(float_file.data)
     return (
-        f"{name:20s} {len(program.ops):4d} {len(float_islands(program)):3d} {inside:3d} {kinds.count('DELEGATE'):3d}  "
+        f"{name:20s} {len(program.ops):4d} {len(float_islands(program)):3d} {inside:3d} "
+        f"{kinds.count('DELEGATE'):3d}  "
         f"{lsb}  {sqnr}  {len(files['onnx'].data) / 1e6:7.2f} {shares:5.2f}  {work_seconds:5.1f}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nets", nargs="*", default=list(NETS), choices=[*NETS, []])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("nets", nargs="*", default=list(NETS))
     arguments = parser.parse_args()
     print(
         "net                   ops flt  qdq del  max LSB, % within 1: onnx/ref, tflite/ref, onnx/tflite"

@@ -29,7 +29,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class ConvolutionalAttention(nn.Module):
-    """Channel gate from mean and maximum, then spatial gate from both over channels (CBAM, arXiv:1807.06521)."""
+    """Channel gate from mean and maximum, then spatial gate from both (CBAM, arXiv:1807.06521)."""
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()

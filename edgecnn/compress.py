@@ -22,7 +22,6 @@ from edgecnn.artifact import (
     sha256_hex,
     write_artifact,
 )
-from edgecnn.data import Dataset, Split, open_dataset, split_indices
 from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
 from edgecnn.devices.profile import Device, load_device
 from edgecnn.errors import (
@@ -35,7 +34,8 @@ from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
 from edgecnn.graph.program import Program
-from edgecnn.load import LoadOptions, check_against_batch_norm, load_model, save_pt2
+from edgecnn.images import Images, check_preprocess, choose_images
+from edgecnn.load import LoadOptions, load_model, save_pt2
 from edgecnn.model import Model
 from edgecnn.pipeline import Pass, PassContext, Progress, SilentProgress, run_passes
 from edgecnn.preflight import keep_inputs, refuse_quantized, require_packages
@@ -50,11 +50,6 @@ from edgecnn.proof import (
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
-
-MAX_EVALUATED = 2000
-"""Held-out images that accuracy and agreement are measured on, at most."""
-
-SYNTHETIC_HELD_OUT = 16
 
 IO_DTYPES = ("float32", "int8", "uint8")
 
@@ -129,21 +124,12 @@ class CompressResult:
 
 
 @dataclass(frozen=True)
-class _Images:
-    """Where the calibration and the proof take their images from."""
-
-    dataset: Dataset
-    split: Split
-    synthetic: bool
-
-
-@dataclass(frozen=True)
 class _Made:
     """What came out of the work, before any of it is proven."""
 
     loaded: Model
     compressed: Model
-    images: _Images
+    images: Images
     program: Program
     float_program: Program
     files: dict[str, ModelFile]
@@ -216,8 +202,8 @@ def _make(
     progress.finish()
     refuse_quantized(loaded)
     passes = _fit_to_target(recipe.passes, device, options.num_samples)
-    images = _choose_images(loaded, data, _num_samples(passes), recipe.seed, progress)
-    loaded = loaded.with_warning(*_check_preprocess(loaded, images))
+    images = choose_images(loaded, data, _num_samples(passes), recipe.seed, progress)
+    loaded = loaded.with_warning(*check_preprocess(loaded, images), *_narrowed(recipe.passes, device))
     context = PassContext(images.dataset, images.split.calibration, recipe.seed, progress)
     compressed = run_passes(loaded, passes, context, _summarize)
 
@@ -244,37 +230,6 @@ def _check_budgets(result: CompressResult, options: CompressOptions, folder: Pat
     )
 
 
-def _choose_images(model: Model, data: Any, num_samples: int, seed: int, progress: Progress) -> _Images:
-    """Open the data, or make images up from the network."""
-    spec = model.spec
-    if data is None:
-        from edgecnn.data.synthetic import distill_images
-
-        wanted = min(num_samples, 64) + SYNTHETIC_HELD_OUT
-        progress.start("no data given: make images up from the network", None)
-        dataset: Dataset = distill_images(model, wanted, seed)
-        progress.finish()
-        held = min(SYNTHETIC_HELD_OUT, max(len(dataset) // 4, 1))
-        return _Images(dataset, split_indices(dataset, len(dataset) - held, held, seed), True)
-    classified = spec.task == "classification"
-    dataset = open_dataset(
-        data,
-        spec.preprocess,
-        class_count=spec.outputs[0].shape[1] if classified else None,
-        labels=spec.labels if classified else None,
-    )
-    calibration = min(num_samples, max(len(dataset) // 2, 1))  # a small set is shared half and half
-    held_out = min(MAX_EVALUATED, max(len(dataset) - calibration, 1))
-    return _Images(dataset, split_indices(dataset, calibration, held_out, seed), False)
-
-
-def _check_preprocess(model: Model, images: _Images) -> list[str]:
-    """Compare the calibration images with what the first batch norm saw in training."""
-    if images.synthetic:
-        return []
-    return check_against_batch_norm(model, read_images(images.dataset, images.split.calibration[:32])[0])
-
-
 def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | None) -> list[Pass]:
     """Return the passes with the calibration size asked for and weights that the target cannot saturate."""
     fitted: list[Pass] = []
@@ -289,6 +244,15 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | No
     if not fitted:
         raise RecipeError("the recipe has no passes", hint="`edgecnn recipes list` names complete ones")
     return fitted
+
+
+def _narrowed(passes: Sequence[Pass], device: Device) -> list[str]:
+    """Say that weights are narrower than the recipe asks for, where the target makes them so."""
+    bits = weight_bits_for(device.isa)
+    if all(getattr(step, "weight_bits", bits) <= bits for step in passes):
+        return []
+    why = f"{device.name} is {device.isa}, whose uint8 * int8 products saturate in pairs"
+    return [f"{why}: weights have {bits} bits (a little less accuracy; ARM and x86 with VNNI take 8)"]
 
 
 def _num_samples(passes: Sequence[Pass]) -> int:

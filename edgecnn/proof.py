@@ -38,7 +38,7 @@ from edgecnn.runner.outputs import NpyWriter
 CHUNK_BYTES = 256 * 2**20
 """Inputs written to disk at once for the runner."""
 
-BATCH_SIZE = 64
+BATCH_SIZE = 16
 
 TIMEOUT_S = 3600.0
 

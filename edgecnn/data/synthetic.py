@@ -267,7 +267,7 @@ def distill_images(
 
 def _distilled_warnings(num_images: int, asked: int, trained: bool, stopped: bool) -> tuple[str, ...]:
     unmeasured = (
-        f"no data given: calibrated on {num_images} images distilled from the network's BatchNorm "
+        f"no data given: calibrated and judged on {num_images} images distilled from the network's BatchNorm "
         "statistics, so accuracy is unmeasured; give --data with about 100 labelled images to measure it"
     )
     messages = [unmeasured]
@@ -307,9 +307,9 @@ def noise_images(preprocess: Preprocess, num_images: int, seed: int) -> ArrayDat
     """
     _check_num_images(num_images)
     message = (
-        f"no data given and no BatchNorm to learn from: calibrated on {num_images} images of noise, so value "
-        "ranges are a guess and accuracy is unmeasured and may be poor; do not ship this file before trying "
-        "it with --data and about 100 real images"
+        "no data given and no BatchNorm to learn from: calibrated and judged on "
+        f"{num_images} images of noise, so value ranges are a guess and accuracy is unmeasured and may be "
+        "poor; do not ship this file before trying it with --data and about 100 real images"
     )
     pixels = natural_noise(preprocess, num_images, seed)
     return ArrayDataset("noise images", pixels, preprocess, warnings=(message,))

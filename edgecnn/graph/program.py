@@ -14,8 +14,8 @@ Integer semantics of a quantized op (all inputs and the output quantized): accum
 
     q_y = clamp(round_half_even(acc * multiplier) + zero_point_y, q_lo, q_hi)
 
-in float32; the attribute `clamp` (lo, hi in real units, either may be None) bounds q_lo, q_hi. Only a bilinear resize
-rounds half up, with weights of 11 bits (`graph.interpolation`), as XNNPACK does and nobody can tell it not to.
+in float32; the attribute `clamp` (lo, hi in real units, either may be None) bounds q_lo, q_hi. Only a
+bilinear resize rounds half up, with weights of 11 bits (`graph.interpolation`), as XNNPACK does.
 
 Operators and attributes (x is the data input; every op has `inputs`, one `output`):
 
