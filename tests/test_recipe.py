@@ -105,7 +105,7 @@ def test_an_integer_is_taken_where_a_float_is_wanted() -> None:
         ),
         (
             toml(name="zzz"),
-            "unknown pass 'zzz' (hint: expected one of fold_batch_norm, quantize_static, example,",
+            "unknown pass 'zzz' (hint: expected one of fold_batch_norm, averages_to_convolutions,",
         ),
         ("[[passes]]\nratio = 1", "recipe 'x.toml', pass 1: has no key 'pass'"),
         ("[[passes]]\npass = [1]", "recipe 'x.toml', pass 1: unknown pass [1]"),
