@@ -324,8 +324,9 @@ def _prove(parts: ReportParts, made: _Made, options: CompressOptions, progress: 
         parts.parity = prove_parity(made.program, candidates, inputs, made.activation_dtype, progress)
         if spec.task in ("classification", "segmentation"):
             reference, per_pixel = f"float_{options.formats[0]}", spec.task == "segmentation"
+            judged = [c for c in candidates if c.key == reference or not c.key.startswith("float_")]
             parts.predictions = predict(
-                candidates, dataset, split.held_out, reference, progress, per_pixel=per_pixel
+                judged, dataset, split.held_out, reference, progress, per_pixel=per_pixel
             )
         if options.measure:
             parts.latency = measure_latency(candidates, inputs, options.threads, progress)

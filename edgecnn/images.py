@@ -11,8 +11,8 @@ from edgecnn.model import Model
 from edgecnn.pipeline import Progress
 from edgecnn.proof import read_images
 
-MAX_EVALUATED = 2000
-"""Held-out images that accuracy and agreement are measured on, at most."""
+MAX_EVALUATED, MAX_EVALUATED_UNLABELLED = 2000, 256
+"""Held-out images that accuracy, or without labels agreement alone, is measured on, at most."""
 
 SYNTHETIC_CALIBRATION, SYNTHETIC_HELD_OUT = 24, 8
 """Made-up images to calibrate on and to judge by, where there is no data."""
@@ -62,7 +62,8 @@ def choose_images(model: Model, data: Any, num_samples: int, seed: int, progress
         labels=spec.labels if classified else None,
     )
     calibration = min(num_samples, max(len(dataset) // 2, 1))  # a small set is shared half and half
-    held_out = min(MAX_EVALUATED, max(len(dataset) - calibration, 1))
+    most = MAX_EVALUATED if dataset.labels is not None else MAX_EVALUATED_UNLABELLED
+    held_out = min(most, max(len(dataset) - calibration, 1))
     return Images(dataset, split_indices(dataset, calibration, held_out, seed), False)
 
 
