@@ -137,6 +137,8 @@ def test_every_quantized_tensor_matches_reference(name: str, dtype: str) -> None
 def test_every_op_runs_in_integers(name: str, dtype: str, tmp_path: Path) -> None:
     found = executed(to_onnx(quantized_sample(name), OnnxOptions(activation_dtype=dtype)), tmp_path)
     expected = {"QuantizeLinear": 1, "DequantizeLinear": 1, **KERNELS[name]}
+    if dtype == "int8" and expected.pop("DepthToSpace", 0):
+        expected["Reshape"] = 2
     if name != "transpose":
         found.pop("Transpose", None)
     assert found == expected

@@ -79,6 +79,8 @@ def test_kernels_are_integer(name: str, kernels: dict[str, int], dtype: str, tmp
     found = executed(
         to_onnx(quantize_program(transposed(**WINDOWS[name])), OnnxOptions(activation_dtype=dtype)), tmp_path
     )
+    if dtype == "int8" and "DepthToSpace" in kernels:
+        kernels = {**{k: n for k, n in kernels.items() if k != "DepthToSpace"}, "Reshape": 2}
     if "Transpose" not in kernels:
         found.pop("Transpose", None)  # of a layout
     elif "Transpose" in found:

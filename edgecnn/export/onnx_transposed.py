@@ -5,7 +5,9 @@ they are exact, in 0.4 to 1.0 of the time (u8, 2x2 to 4x4 kernels with stride 2,
 VNNI).
 
 DepthToSpace stands between DequantizeLinear and QuantizeLinear with the same parameters, which changes no
-value: runtimes that can move integers drop the two (ONNX Runtime 1.21 for uint8), others move floats.
+value: runtimes that can move integers drop the two (ONNX Runtime 1.21 for uint8), others move floats. With
+int8 activations it is spelt as Reshape, Transpose and Reshape of the integers: ONNX Runtime 1.23 drops the two
+there as well, and then has no int8 DepthToSpace to run.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def _real_constant(graph: GraphBuilder, op: Op, name: str, data: Array, quant: Q
 def _spread(graph: GraphBuilder, op: Op, phases: PhaseConvolution, value: str, output: str) -> str:
     """Append what moves (n, c_out * s_h * s_w, h, w) to (n, c_out, h * s_h, w * s_w) and return `output`."""
     y, (s_h, s_w), (height, width) = graph.tensor(op.output), phases.stride, phases.counts
-    if s_h == s_w and y.quant is not None:
+    if s_h == s_w and y.quant is not None and graph.activation_dtype == "uint8":
         attributes = {"blocksize": s_h, "mode": "CRD"}
         real = graph.node(op, "DepthToSpace", [graph.dequantize(op, value, y.quant)], None, attributes)
         return graph.quantize(op, real, y.quant, output)
