@@ -180,12 +180,11 @@ class Histogram:
         return centers, counts
 
 
-class PercentileObserver:
-    """Cuts the rarest 0.01 % of the values off, half at each end (all at the top where none is negative)."""
+class HistogramObserver:
+    """What the observers below share: a histogram, from which each chooses a range in its own way."""
 
-    def __init__(self, percentile: float = 99.99) -> None:
+    def __init__(self) -> None:
         self.histogram = Histogram()
-        self.percentile = percentile
 
     def observe(self, x: torch.Tensor) -> None:
         """Take note of a batch of values, of any shape."""
@@ -193,9 +192,24 @@ class PercentileObserver:
 
     def range(self) -> tuple[float, float]:
         """Return (low, high), low <= 0 <= high."""
-        centers, counts = self.histogram.filled()
         if self.histogram.width == 0.0 or not self.histogram.is_finite:
             return self.histogram.low, self.histogram.high
+        return self.choose(*self.histogram.filled())
+
+    def choose(self, centers: Float64s, counts: Float64s) -> tuple[float, float]:  # noqa: ARG002
+        """Return (low, high) for the filled bins of the histogram: here, all of them."""
+        return self.histogram.low, self.histogram.high
+
+
+class PercentileObserver(HistogramObserver):
+    """Cuts the rarest 0.01 % of the values off, half at each end (all at the top where none is negative)."""
+
+    def __init__(self, percentile: float = 99.99) -> None:
+        super().__init__()
+        self.percentile = percentile
+
+    def choose(self, centers: Float64s, counts: Float64s) -> tuple[float, float]:
+        """Return (low, high) for the filled bins of the histogram."""
         share = np.cumsum(counts) / counts.sum()
         cut = 1.0 - self.percentile / 100.0
         two_sided = self.histogram.low < 0.0
@@ -230,22 +244,12 @@ def quantization_error(centers: Float64s, counts: Float64s, lows: Float64s, high
     return error
 
 
-class MseObserver:
+class MseObserver(HistogramObserver):
     """Shrinks the range where clipping rare values costs less than coarser steps for all others."""
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
-
-    def observe(self, x: torch.Tensor) -> None:
-        """Take note of a batch of values, of any shape."""
-        self.histogram.observe(x)
-
-    def range(self) -> tuple[float, float]:
-        """Return (low, high), low <= 0 <= high."""
+    def choose(self, centers: Float64s, counts: Float64s) -> tuple[float, float]:
+        """Return (low, high) for the filled bins of the histogram."""
         low, high = self.histogram.low, self.histogram.high
-        if self.histogram.width == 0.0 or not self.histogram.is_finite:
-            return low, high
-        centers, counts = self.histogram.filled()
         factors = np.linspace(1.0, 0.2, _STEPS)
         for _ in range(2 if low < 0.0 < high else 1):
             if high > 0.0:
@@ -259,26 +263,16 @@ class MseObserver:
         return low, high
 
 
-class EntropyObserver:
+class EntropyObserver(HistogramObserver):
     """Picks the range whose 8-bit histogram stays closest to the full one in Kullback-Leibler divergence.
 
     Zeros are left out: int8 holds them exactly in every range, but smoothed over the neighbouring bins of
     their level they would dwarf everything else, and a range be chosen for how it cuts them off.
     """
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
-
-    def observe(self, x: torch.Tensor) -> None:
-        """Take note of a batch of values, of any shape."""
-        self.histogram.observe(x)
-
-    def range(self) -> tuple[float, float]:
-        """Return (low, high), low <= 0 <= high."""
+    def choose(self, centers: Float64s, counts: Float64s) -> tuple[float, float]:
+        """Return (low, high) for the filled bins of the histogram."""
         low, high = self.histogram.low, self.histogram.high
-        if self.histogram.width == 0.0 or not self.histogram.is_finite:
-            return low, high
-        centers, counts = self.histogram.filled()
         centers, counts = centers[centers != 0.0], counts[centers != 0.0]
         if len(centers) == 0:
             return low, high
