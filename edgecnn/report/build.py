@@ -27,6 +27,9 @@ from edgecnn.report.results import (
 from edgecnn.report.schema import to_values
 from edgecnn.runner.environment import describe_environment
 
+MIN_JUDGED, CHANCE_FACTOR = 50, 2.0
+"""Fewer images say nothing about guessing; a network worth compressing is more than twice as good."""
+
 FILES = ("float_onnx", "onnx", "float_tflite", "tflite")
 
 
@@ -171,6 +174,7 @@ def _latency(parts: ReportParts) -> LatencyReport | None:
 def _warnings(parts: ReportParts, latency: LatencyReport | None) -> tuple[str, ...]:
     """Return all that the user should know, each once, in the order it came up."""
     found = [*parts.compressed.warnings, *parts.data_warnings, *parts.parity.warnings]
+    found += chance_warnings(_accuracy(parts), parts.float_model.spec.outputs[0].shape[1:2])
     if parts.float_islands:
         first = ", ".join(parts.float_islands[:3])
         found.append(f"{len(parts.float_islands)} operators are left in float, first {first}")
@@ -184,8 +188,43 @@ def _warnings(parts: ReportParts, latency: LatencyReport | None) -> tuple[str, .
             for name, figures in latency.speedup.items()
             if figures.verdict == "slower"
         ]
-        found += list((parts.latency or {}).get("warnings", []))
+        found += _timing_warnings(parts.latency or {})
     return tuple(dict.fromkeys(found))
+
+
+def chance_warnings(accuracy: AccuracyFigures | None, shape: tuple[int | None, ...]) -> list[str]:
+    """Return a warning where the float network itself hardly beats guessing, which nothing here can cause.
+
+    Args:
+        accuracy: of the run, or None.
+        shape: (classes,) of the network's output.
+
+    Example:
+        >>> found = chance_warnings(AccuracyFigures(0.002, 0.002, None, 0.0, 400), (1000,))
+        >>> found[0][:44]
+        'float itself has a top-1 of 0.20 %, about as'
+    """
+    classes = shape[0] if shape else None
+    if accuracy is None or not classes or accuracy.num_samples < MIN_JUDGED:
+        return []
+    if accuracy.float_top1 > CHANCE_FACTOR / classes:
+        return []
+    guessing = f"float itself has a top-1 of {100 * accuracy.float_top1:.2f} %, about as good as guessing"
+    return [
+        f"{guessing} among {classes} classes: check --mean, --std and --channel-order against the network's "
+        f"training, and the order of labels"
+    ]
+
+
+def _timing_warnings(latency: dict[str, Any]) -> list[str]:
+    """Return what disturbed the timing; other work on the CPU is said once for all files."""
+    found = list(latency.get("warnings", []))
+    shared = [text for text in found if "shared CPU" in text]
+    rest = [text for text in found if text not in shared]
+    if shared:
+        first = shared[0].split("shared CPU: ", 1)[-1]
+        rest.append(f"other work shared the CPU during the timing ({first}): trust the ratios, not the times")
+    return rest
 
 
 def budget_misses(
