@@ -210,10 +210,8 @@ def chance_warnings(accuracy: AccuracyFigures | None, shape: tuple[int | None, .
     if accuracy.float_top1 > CHANCE_FACTOR / classes:
         return []
     guessing = f"float itself has a top-1 of {100 * accuracy.float_top1:.2f} %, about as good as guessing"
-    return [
-        f"{guessing} among {classes} classes: check --mean, --std and --channel-order against the network's "
-        f"training, and the order of labels"
-    ]
+    check = "check --mean, --std and --channel-order against the network's training, and the order of labels"
+    return [f"{guessing} among {classes} classes: {check}"]
 
 
 def _timing_warnings(latency: dict[str, Any]) -> list[str]:
