@@ -1,4 +1,4 @@
-"""Scales for which no int8 addition lies half-way between two integers.
+"""Scales for which no int8 addition, mean or product lies half-way between two integers.
 
     y_q = round((a_q - z_a) r_a + (b_q - z_b) r_b) + z_y      r_a = scale_a / scale_y, r_b = scale_b / scale_y
 
@@ -6,6 +6,10 @@ ONNX Runtime computes this in float and rounds half to even, XNNPACK in 21-bit f
 up; near a tie they differ by 1, and a deep residual network passes that on. With r_a = p / D and
 r_b = q / D for whole p, q and an odd D the exact sum is a multiple of 1 / D, so it stays at least 1 / (2 D)
 away from every tie, more than either computation's error: both give the same integer.
+
+A product is (a_q - z_a) (b_q - z_b) s_a s_b / s_y; with s_a s_b / s_y = p / D it has no tie either. ONNX
+Runtime adds the zero point before it rounds, which loses the last bits: products within 1e-5 of a tie went
+astray, one in a million, and moved four fifths of an EfficientNet's outputs.
 
 Measured on ResNet-18 and MobileNetV2 with random weights: 3 to 8 additions in 100,000 differed before, none
 after.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -22,10 +27,15 @@ from torch import fx
 from edgecnn.graph.nodes import aten
 from edgecnn.quantize.annotate import Slots, fuses_into_clamp
 
+_PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 _SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.rsub.Scalar})
 
 DENOMINATOR = 2047
 """Odd; fixed-point error stays below 1/(2 * 2047), and a scale grows by at most 1/(2047 r)."""
+
+
+PRODUCT_DENOMINATOR = 4095
+"""Larger, since a product's ratio is small: 1/128 for a sigmoid gate, whose scale then grows by up to 3 %."""
 
 
 def tie_free_scale(scale: float, scale_y: float) -> float:
@@ -68,10 +78,23 @@ def mean_scale(scale_x: float, scale_y: float, count: int) -> float:
     return float(np.float32(max(scale_x * denominator / p, scale_y)))
 
 
+def product_scale(scale_a: float, scale_b: float, scale_y: float) -> float:
+    """Return the smallest scale, at most 0.5 % below `scale_y`, with scale_a scale_b / scale = p / 4095.
+
+    Example: a gate in steps of 1/256 on values in the product's own scale: p = 16 for 15.996.
+        >>> round(product_scale(1 / 256, 1.0, 1.0), 4)
+        0.9998
+    """
+    p = max(math.floor(scale_a * scale_b / scale_y * PRODUCT_DENOMINATOR * 1.005), 1)
+    return float(np.float32(scale_a * scale_b * PRODUCT_DENOMINATOR / p))
+
+
 def remove_ties(
     slots: Slots, by_root: dict[fx.Node, tuple[float, int]], mean_counts: Mapping[fx.Node, int]
 ) -> None:
-    """Adjust the scales of slots that additions and subtractions read or means write; ranges only grow.
+    """Adjust the scales of slots that additions and subtractions read, or that means and products write.
+
+    Ranges only grow.
 
     The output of an addition with a number, or with a value whose parameters are prescribed, is adjusted too.
 
@@ -85,7 +108,7 @@ def remove_ties(
     """
     final = {slots.root(node) for node in slots.fixed}
     for held in reversed(slots.held):
-        addition = _addition(held)
+        addition = _arithmetic(held, _SUMS)
         if addition is None:
             continue
         y = slots.root(held)
@@ -109,6 +132,23 @@ def remove_ties(
             scale, zero_point = by_root[y]
             by_root[y] = (mean_scale(by_root[slots.root(source)][0], scale, count), zero_point)
             final.add(y)
+    for held in slots.held:
+        product = _arithmetic(held, _PRODUCTS)
+        y = slots.root(held)
+        factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
+        if y not in final and factors and all(factors):
+            scale, zero_point = by_root[y]
+            by_root[y] = (product_scale(factors[0], factors[1], scale), zero_point)
+            final.add(y)
+
+
+def _factor_scale(slots: Slots, by_root: Mapping[fx.Node, tuple[float, int]], factor: object) -> float:
+    """Return the scale a factor is held in, 0 where it is not known yet (a parameter)."""
+    if isinstance(factor, (int, float)):
+        return abs(float(factor)) / 127.0
+    if isinstance(factor, fx.Node) and factor in slots.parent:
+        return by_root[slots.root(factor)][0]
+    return 0.0
 
 
 def _prescribed_step(slots: Slots, addition: fx.Node, scale_y: float) -> float:
@@ -124,11 +164,11 @@ def _prescribed_step(slots: Slots, addition: fx.Node, scale_y: float) -> float:
     return next((abs(float(v)) for v in addition.args[:2] if isinstance(v, (int, float))), 0.0)
 
 
-def _addition(held: fx.Node) -> fx.Node | None:
-    """Return the addition or subtraction whose result this held value is, through a fused clamp."""
-    if held.target in _SUMS:
+def _arithmetic(held: fx.Node, targets: frozenset[Any]) -> fx.Node | None:
+    """Return the operator among `targets` whose result this held value is, through a fused clamp."""
+    if held.target in targets:
         return held
     source = held.args[0] if held.args else None
-    if isinstance(source, fx.Node) and source.target in _SUMS and fuses_into_clamp(source):
+    if isinstance(source, fx.Node) and source.target in targets and fuses_into_clamp(source):
         return source
     return None
