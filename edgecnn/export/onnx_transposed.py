@@ -6,8 +6,8 @@ VNNI).
 
 DepthToSpace stands between DequantizeLinear and QuantizeLinear with the same parameters, which changes no
 value: runtimes that can move integers drop the two (ONNX Runtime 1.21 for uint8), others move floats. With
-int8 activations it is spelt as Reshape, Transpose and Reshape of the integers: ONNX Runtime 1.23 drops the two
-there as well, and then has no int8 DepthToSpace to run.
+int8 activations it is spelt as Reshape, Transpose and Reshape of the integers: ONNX Runtime 1.23 drops the
+two there as well, and then has no int8 DepthToSpace to run.
 """
 
 from __future__ import annotations
