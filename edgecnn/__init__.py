@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecnn.artifact import Artifact as Artifact
+    from edgecnn.bench import BenchOptions as BenchOptions
+    from edgecnn.bench import bench as bench
     from edgecnn.compress import CompressOptions as CompressOptions
     from edgecnn.compress import compress as compress
     from edgecnn.devices.profile import Device as Device
@@ -26,16 +28,20 @@ if TYPE_CHECKING:
     from edgecnn.model import Model as Model
     from edgecnn.recipe import Recipe as Recipe
     from edgecnn.report import Report as Report
+    from edgecnn.report.bench_results import BenchReport as BenchReport
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Artifact": "edgecnn.artifact:Artifact",
+    "BenchOptions": "edgecnn.bench:BenchOptions",
+    "BenchReport": "edgecnn.report.bench_results:BenchReport",
     "CompressOptions": "edgecnn.compress:CompressOptions",
     "Device": "edgecnn.devices.profile:Device",
     "Model": "edgecnn.model:Model",
     "Recipe": "edgecnn.recipe:Recipe",
     "Report": "edgecnn.report:Report",
+    "bench": "edgecnn.bench:bench",
     "compress": "edgecnn.compress:compress",
     "evaluate": "edgecnn.evaluation:evaluate",
     "inspect": "edgecnn.inspection:inspect_model",

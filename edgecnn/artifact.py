@@ -25,7 +25,7 @@ from edgecnn.runner.preprocess import Preprocess
 
 SIDECAR_VERSION = 1
 
-OUTPUT_NAMES = ("model.onnx", "model.tflite", "model.pt2", "report.json")
+OUTPUT_NAMES = ("model.onnx", "model.tflite", "model.pt2", "report.json", "report.html")
 """What one run may write into its output directory, sidecars aside."""
 
 _HINTS = {

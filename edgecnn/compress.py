@@ -30,10 +30,11 @@ from edgecnn.errors import (
     RecipeError,
 )
 from edgecnn.export.files import FORMATS, SUFFIXES, FileOptions, ModelFile, write_model
+from edgecnn.export.parity import output_scales
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
-from edgecnn.graph.program import Program
+from edgecnn.graph.program import Array, Program
 from edgecnn.images import Images, check_preprocess, choose_images
 from edgecnn.load import LoadOptions, load_model, save_pt2
 from edgecnn.model import Model
@@ -50,6 +51,7 @@ from edgecnn.proof import (
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
+from edgecnn.target import measure_on_target
 
 IO_DTYPES = ("float32", "int8", "uint8")
 
@@ -134,6 +136,7 @@ class _Made:
     float_program: Program
     files: dict[str, ModelFile]
     activation_dtype: str
+    device: Device
 
 
 def compress(
@@ -179,7 +182,7 @@ def compress(
     pt2 = _pt2_bytes(made.compressed)
     progress.finish()
 
-    parts = ReportParts(made.loaded, made.compressed, recipe.name, recipe.seed, options.target)
+    parts = ReportParts(made.loaded, made.compressed, recipe.name, recipe.seed, device.name)
     parts.work_seconds = time.perf_counter() - started
     parts.is_local = device.transport == "local"
     parts.costs = layer_costs(made.float_program)
@@ -213,7 +216,7 @@ def _make(
     dtype = activation_dtype_for(device.isa)
     chosen = FileOptions(options.io, dtype)
     files = {f: write_model(program, f, loaded.spec, chosen) for f in options.formats}
-    return _Made(loaded, compressed, images, program, float_program, files, dtype)
+    return _Made(loaded, compressed, images, program, float_program, files, dtype, device)
 
 
 def _check_budgets(result: CompressResult, options: CompressOptions, folder: Path) -> None:
@@ -329,7 +332,7 @@ def _prove(parts: ReportParts, made: _Made, options: CompressOptions, progress: 
                 judged, dataset, split.held_out, reference, progress, per_pixel=per_pixel
             )
         if options.measure:
-            parts.latency = measure_latency(candidates, inputs, options.threads, progress)
+            _time(parts, made, candidates, inputs, options.threads, progress)
     parts.float_files = {f: file.data for f, file in floats.items()}
     parts.files = {f: file.data for f, file in made.files.items()}
     parts.threads = options.threads
@@ -339,6 +342,26 @@ def _prove(parts: ReportParts, made: _Made, options: CompressOptions, progress: 
     parts.held_out = not set(split.calibration) & set(proof_indices)
     parts.data_warnings = (*dataset.warnings, *split.warnings)
     parts.proof_seconds = time.perf_counter() - started
+
+
+def _time(
+    parts: ReportParts,
+    made: _Made,
+    candidates: Sequence[Candidate],
+    inputs: Array,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Fill in latency, of the target where it can be reached, else of this machine."""
+    scales = output_scales(made.program)
+    target = measure_on_target(made.device, candidates, inputs, scales, threads, progress)
+    parts.parity = dataclasses.replace(
+        parts.parity,
+        comparisons={**parts.parity.comparisons, **target.comparisons},
+        warnings=(*parts.parity.warnings, *target.warnings),
+    )
+    parts.is_local = parts.is_local or target.latency is not None
+    parts.latency = target.latency or measure_latency(candidates, inputs, threads, progress)
 
 
 def _publish(

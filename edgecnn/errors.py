@@ -88,6 +88,14 @@ class DeviceError(EdgeCNNError):
     """A device profile or a board that cannot be used."""
 
 
+class TransportError(DeviceError):
+    """A connection to a board that was lost after it had worked; trying once more may help."""
+
+
+class DeviceTimeoutError(DeviceError):
+    """A command on a board that took longer than it was given."""
+
+
 class OutputError(EdgeCNNError):
     """Results that cannot be written."""
 

@@ -11,7 +11,7 @@ from edgecnn.artifact import OUTPUT_NAMES
 from edgecnn.errors import MissingDependencyError, OutputError, PassError
 from edgecnn.export.files import FORMATS
 from edgecnn.model import Model
-from edgecnn.runner.session import MODULES
+from edgecnn.runner.runtimes import MODULES
 
 PACKAGES = {
     "onnx": (("onnx",), MODULES["onnxruntime"]),

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgecnn.data import Dataset
 from edgecnn.data.dataset import SkippingDataset
-from edgecnn.devices.local import run_local
+from edgecnn.devices.local import Run, run_local
 from edgecnn.errors import OutputError, ParityError, RunnerError
 from edgecnn.export.parity import (
     Comparison,
@@ -126,7 +126,7 @@ def _save(path: Path, array: Array) -> None:
 
 
 def run_outputs(
-    candidates: Sequence[Candidate], inputs: Array, threads: int = 1
+    candidates: Sequence[Candidate], inputs: Array, threads: int = 1, run: Run = run_local
 ) -> dict[str, dict[str, Array]]:
     """Return every output of every file.
 
@@ -134,6 +134,7 @@ def run_outputs(
         candidates: the files.
         inputs: float32 (n, c, h, w).
         threads: inside an operator.
+        run: where they run.
 
     Returns:
         key -> output name -> float32, batch first, 4-D ones in NCHW order.
@@ -151,7 +152,7 @@ def run_outputs(
             "outputs": str(folder / "outputs"),
             "threads": threads,
         }
-        result = run_local(request, TIMEOUT_S)
+        result = run(request, TIMEOUT_S)
         return {
             key: {o["name"]: np.load(folder / "outputs" / o["array"]) for o in entry["outputs"]}
             for key, entry in result["artifacts"].items()
@@ -356,9 +357,9 @@ def _write_inputs(path: Path, dataset: Dataset, indices: Sequence[int]) -> list[
 
 
 def measure_latency(
-    candidates: Sequence[Candidate], inputs: Array, threads: int, progress: Progress
+    candidates: Sequence[Candidate], inputs: Array, threads: int, progress: Progress, run: Run = run_local
 ) -> dict[str, Any]:
-    """Time float and compressed files interleaved, one process per runtime, batch 1.
+    """Time float and compressed files interleaved, one process per runtime, batch 1; `run` says where.
 
     Returns:
         "artifacts": key -> the runner's summary; "speedup": file -> the runner's comparison with float;
@@ -384,7 +385,7 @@ def measure_latency(
                 "max_seconds": 20.0,
                 "baseline": pair[0],
             }
-            result = run_local(request, TIMEOUT_S)
+            result = run(request, TIMEOUT_S)
             progress.finish()
             merged["artifacts"].update(result["artifacts"])
             merged["speedup"][pair[1]] = result["comparisons"][pair[1]]
@@ -392,6 +393,6 @@ def measure_latency(
             merged["warnings"] += [
                 f"{key}: {warning}"
                 for key, entry in result["artifacts"].items()
-                for warning in entry.get("warnings", [])
+                for warning in [*entry.get("warnings", []), *entry.get("taints", [])]
             ]
     return merged

@@ -30,6 +30,7 @@ SHIPPED = [
     "coral_dev_board_mini",
     "jetson_orin_nano",
     "local_cpu",
+    "local_gpu",
     "raspberrypi3",
     "raspberrypi4",
     "raspberrypi5",

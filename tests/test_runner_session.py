@@ -17,7 +17,8 @@ from edgecnn.runner.failure import (
     ModelLoadFailure,
     RequestFailure,
 )
-from edgecnn.runner.session import import_runtime, open_session
+from edgecnn.runner.runtimes import import_runtime
+from edgecnn.runner.session import open_session
 from edgecnn.runner.tensors import TensorInfo, apply_sidecar, from_stored, to_stored
 
 WEIGHT = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]], np.float32)  # (3, 2): y0 = x0, y1 = x1, y2 = x0 - x1

@@ -30,6 +30,9 @@ COMMANDS = {
     "compress": "edgecnn.cli.compress:compress",
     "evaluate": "edgecnn.cli.evaluate:evaluate",
     "inspect": "edgecnn.cli.inspect:inspect",
+    "bench": "edgecnn.cli.bench:bench",
+    "check": "edgecnn.cli.check:check",
+    "compare": "edgecnn.cli.compare:compare",
     "recipes": "edgecnn.cli.recipes:recipes",
     "devices": "edgecnn.cli.devices:devices",
 }

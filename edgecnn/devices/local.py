@@ -8,14 +8,24 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgecnn.devices.waiting import wait_for
 from edgecnn.errors import RunnerError
 
 PATH_KEYS = ("inputs", "outputs", "labels")
 SCHEMA_VERSION = 1
+
+Run = Callable[[Mapping[str, Any], float], dict[str, Any]]
+"""Runs a request within so many seconds: `run_local`, or the `run_request` of an Executor."""
+
+SIGNAL_HINTS = {
+    "SIGKILL": "the machine may have run out of memory",
+    "SIGILL": "illegal instruction: the runtime's build is for a newer CPU; install an older version",
+    "SIGALRM": "it took longer than it was given",
+}
 
 
 def run_local(request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -37,7 +47,7 @@ def run_local(request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         request_path.write_text(json.dumps(absolute_paths(request)), encoding="utf-8")
         command = [sys.executable, "-m", "edgecnn.runner", str(request_path), str(result_path)]
         exit_code, stderr = _run(command, folder, timeout_s)
-        return _result(result_path, exit_code, stderr)
+        return read_result(result_path, exit_code, stderr)
 
 
 def absolute_paths(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def _run(command: list[str], folder: Path, timeout_s: float) -> tuple[int, str]:
             start_new_session=True,
         )
         try:
-            exit_code = process.wait(timeout_s)
+            exit_code = wait_for(process, timeout_s)
         except subprocess.TimeoutExpired as error:
             raise RunnerError(
                 f"the runner took longer than {timeout_s:g} s and was stopped",
@@ -97,14 +107,22 @@ def _run(command: list[str], folder: Path, timeout_s: float) -> tuple[int, str]:
     return exit_code, stderr_path.read_text(encoding="utf-8", errors="replace")
 
 
-def _result(path: Path, exit_code: int, stderr: str) -> dict[str, Any]:
+def read_result(path: Path, exit_code: int, stderr: str) -> dict[str, Any]:
+    """Read what a run left, once it is sure that it is a whole result.
+
+    Args:
+        path: of the result file, which may be missing.
+        exit_code: of the runner; -n when signal n killed it.
+        stderr: what it printed, for the error.
+
+    Raises:
+        RunnerError: if the run failed, died or left no valid result.
+    """
     if exit_code < 0:
         name = _signal_name(-exit_code)
         raise RunnerError(
             f"the runner was killed by {name}{_tail(stderr)}",
-            hint="the machine may have run out of memory"
-            if name == "SIGKILL"
-            else "the model file may be damaged",
+            hint=SIGNAL_HINTS.get(name, "the model file may be damaged"),
         )
     if not path.is_file():
         raise RunnerError(f"the runner ended with exit code {exit_code} and no result{_tail(stderr)}")

@@ -6,6 +6,7 @@ A profile is looked up as a path, then in ./devices, then in the copy that comes
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -24,9 +25,29 @@ else:
 
 CHOICES = {
     "transport": ("local", "ssh", "adb"),
-    "runtime": ("onnxruntime", "litert"),
+    "runtime": ("onnxruntime", "litert", "torch"),
     "isa": ("auto", "x86-64", "x86-64-vnni", "aarch64", "aarch64-dotprod", "armv7l"),
 }
+
+PATTERNS = {
+    "name": (re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"), "letters, digits, '_', '-' and '.'"),
+    "host": (
+        re.compile(r"(?:[A-Za-z0-9_.:\[][A-Za-z0-9_.@:%\[\]+-]*)?"),
+        "an ssh alias, user@host or a serial: no spaces, no characters that mean something to a shell",
+    ),
+    "python": (
+        re.compile(r"(?:[\w./+][\w./+@:, -]*)?"),
+        "the path of an interpreter: no arguments, no characters that mean something to a shell",
+    ),
+    "workdir": (
+        re.compile(r"(?:[\w./+][\w./+@:, -]*)?"),
+        "the path of a folder on the device, relative to home: no characters that mean something to a shell",
+    ),
+}
+"""What reaches a command line on this machine or the device; each is quoted there all the same."""
+
+HOST_PATHS = ("ssh_config", "benchmark_model")
+"""Paths on this machine; relative ones start at the profile's folder."""
 
 REQUIRED = ("name", "transport", "runtime", "isa")
 
@@ -53,15 +74,16 @@ class Device:
     Attributes:
         name: of the profile.
         transport: "local", "ssh" or "adb".
-        runtime: the runtime to prefer, "onnxruntime" or "litert".
+        runtime: the runtime to prefer, "onnxruntime", "litert" or "torch".
         isa: "x86-64", "x86-64-vnni", "aarch64", "aarch64-dotprod" or "armv7l"; "auto" in a file is replaced
             by this machine's own.
         host: ssh host or alias, or adb serial; empty when the user must say it.
         ssh_config: path of an ssh configuration file, or empty.
-        python: interpreter on the device.
+        python: interpreter on the device; empty when it has none.
         workdir: folder on the device for files in transit; empty for a temporary one.
         provider: execution provider, "cpu" or one that the runtime has.
         threads: threads for latency.
+        benchmark_model: path on this machine of TensorFlow Lite's tool, for a device without Python.
         description: one line.
         ram_mb: memory in MiB, None when unknown.
         runtimes: newest version known to install, by package.
@@ -78,6 +100,7 @@ class Device:
     workdir: str = ""
     provider: str = "cpu"
     threads: int = 1
+    benchmark_model: str = ""
     description: str = ""
     ram_mb: int | None = None
     runtimes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -116,7 +139,7 @@ def load_device(name_or_path: str | Path) -> Device:
         raise DeviceError(f"device profile {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise DeviceError(f"device profile {path} is not TOML: {error}") from error
-    return _build(values, path)
+    return check_profile(values, path)
 
 
 def list_devices() -> list[str]:
@@ -150,7 +173,16 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def _build(values: Mapping[str, Any], path: Path) -> Device:
+def check_profile(values: Mapping[str, Any], path: Path) -> Device:
+    """Check what a profile says.
+
+    Args:
+        values: as TOML reads them.
+        path: of its file, for errors and for paths relative to it.
+
+    Raises:
+        DeviceError: for an unknown key, a missing one or a wrong value.
+    """
     where = f"device profile {path}"
     known = [entry.name for entry in fields(Device)]
     for key in values:
@@ -170,11 +202,16 @@ def _build(values: Mapping[str, Any], path: Path) -> Device:
                 f"{where}: isa is 'auto' and transport {checked['transport']!r}, only local knows it"
             )
         checked["isa"] = local_isa()
+    for key in HOST_PATHS:
+        if checked.get(key):
+            checked[key] = str(path.parent.absolute() / Path(checked[key]).expanduser())
     return Device(**checked)
 
 
 def _check(key: str, value: Any, where: str) -> Any:
     """Check one value by its key and return it in its type."""
+    if key in PATTERNS:
+        return _check_words(key, value, where)
     if key in ("threads", "ram_mb"):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DeviceError(f"{where}: {key} is {value!r}, expected a whole number of 1 or more")
@@ -195,6 +232,15 @@ def _check(key: str, value: Any, where: str) -> Any:
             f"{where}: {key} is {value!r}, expected one of {', '.join(CHOICES[key])}",
             hint=f"did you mean {near[0]!r}?" if near else None,
         )
+    return value
+
+
+def _check_words(key: str, value: Any, where: str) -> str:
+    pattern, expected = PATTERNS[key]
+    if not isinstance(value, str):
+        raise DeviceError(f"{where}: {key} is {value!r}, expected text")
+    if not pattern.fullmatch(value):
+        raise DeviceError(f"{where}: {key} is {value!r}, expected {expected}")
     return value
 
 

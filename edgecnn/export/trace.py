@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecnn.errors import ExportError
 from edgecnn.graph.program import Array, Program
-from edgecnn.runner.session import import_runtime
+from edgecnn.runner.runtimes import import_runtime
 
 
 def traceable(program: Program) -> tuple[str, ...]:

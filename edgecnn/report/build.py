@@ -47,7 +47,7 @@ class ReportParts:
         predictions: `edgecnn.proof.Predictions`, None for a network that does not classify.
         latency: what `edgecnn.proof.measure_latency` gave, None if it was not asked for.
         files, float_files: bytes by format.
-        is_local: whether the target is this machine, on which latency is measured.
+        is_local: whether latency is of the target: it is this machine, or it was reached.
     """
 
     float_model: Model
@@ -179,14 +179,16 @@ def _warnings(parts: ReportParts, latency: LatencyReport | None) -> tuple[str, .
         first = ", ".join(parts.float_islands[:3])
         found.append(f"{len(parts.float_islands)} operators are left in float, first {first}")
     if latency is not None:
+        on_target = parts.is_local and any(key.endswith("_on_target") for key in parts.parity.comparisons)
+        where = parts.target if on_target else "this machine"
         if not parts.is_local:
             found.append(
                 f"latency was measured on this machine, not on {parts.target}, for which the files are made"
             )
         found += [
-            f"the {name} file is slower than float on this machine, {1 / figures.ratio:.2f} times its latency"
+            f"the {name} file is slower than float on {where}, {1 / figures.ratio:.2f} times its latency"
             for name, figures in latency.speedup.items()
-            if figures.verdict == "slower"
+            if figures.verdict == "slower" and not (parts.latency or {})["environment"].get("emulated")
         ]
         found += _timing_warnings(parts.latency or {})
     return tuple(dict.fromkeys(found))
@@ -246,6 +248,8 @@ def budget_misses(
             )
     for name, artifact in report.artifacts.items():
         figures = None if report.latency is None else report.latency.of(name)
+        if report.environment.get("emulated"):
+            figures = None
         if max_latency_ms is not None and figures is None:
             misses.append(f"{name} latency was not measured, the budget is {max_latency_ms:g} ms")
         elif max_latency_ms is not None and figures is not None and figures.median_ms > max_latency_ms:

@@ -2,7 +2,8 @@
 
 Figures that were not measured are None, never invented: accuracy without labels, a percentile of too few
 runs, top-1 agreement of a network that does not classify. Keys of `parity` are "onnx_vs_reference",
-"tflite_vs_reference" and "onnx_vs_tflite"; keys of every other dict by file are "onnx" and "tflite".
+"tflite_vs_reference" and "onnx_vs_tflite", and "onnx_on_target" and "tflite_on_target" of a device that was
+reached; keys of every other dict by file are "onnx" and "tflite".
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from edgecnn.report.bench_results import EMULATED
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
 
 FILES = {"onnx": "ONNX", "tflite": "TFLite"}
@@ -19,6 +20,8 @@ PAIRS = {
     "onnx_vs_reference": "ONNX vs reference",
     "tflite_vs_reference": "TFLite vs reference",
     "onnx_vs_tflite": "ONNX vs TFLite",
+    "onnx_on_target": "ONNX there vs here",
+    "tflite_on_target": "TFLite there vs here",
 }
 
 
@@ -134,6 +137,8 @@ def _latency_rows(report: Report) -> list[list[RenderableType]]:
         if after is None:
             continue
         verdict = _speedup(report.latency.speedup.get(key))
+        if report.environment.get("emulated"):
+            verdict = Text(EMULATED, style="yellow")
         verdict.append(f", {after.threads} thread{'s' if after.threads > 1 else ''}", style="dim")
         rows.append([name, _latency(report.latency.of(f"float_{key}")), _latency(after), verdict])
     return _asked("Faster", rows)

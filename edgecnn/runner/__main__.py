@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from .failure import RunFailure, first_line
-from .request import read_request
-from .tasks import SCHEMA_VERSION, execute
+from .failure import MissingRuntimeFailure, RunFailure, first_line
+from .request import Request, read_request
+
+SCHEMA_VERSION = 1
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -30,7 +31,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         sys.stderr.write("usage: python -m edgecnn.runner REQUEST.json RESULT.json\n")
         return 2
     try:
-        result = execute(read_request(Path(arguments[0])))
+        result = _run(read_request(Path(arguments[0])))
     except RunFailure as failure:
         result = _failed(failure.to_dict())
     except MemoryError:
@@ -59,6 +60,21 @@ def write_result(path: Path, result: Dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
     temporary.replace(path)
+
+
+def _run(request: Request) -> Dict[str, Any]:
+    if request.task == "probe":
+        from .probe import run_probe
+
+        return {"schema_version": SCHEMA_VERSION, "ok": True, "task": "probe", **run_probe(request)}
+    try:
+        # Imported here, so that a machine without NumPy can be probed.
+        from .tasks import execute
+    except ImportError as error:
+        raise MissingRuntimeFailure(
+            f"numpy cannot be imported by {sys.executable}: {first_line(error)}", hint="pip install numpy"
+        ) from error
+    return {"schema_version": SCHEMA_VERSION, **execute(request)}
 
 
 def _failed(error: Dict[str, Any]) -> Dict[str, Any]:

@@ -7,10 +7,11 @@ import platform
 import re
 import struct
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterable, Optional
 
-import numpy as np
+from .sensors import frequencies_mhz, read_text, temperature_c, throttled
 
 ISA_FLAGS = (
     "avx2",
@@ -27,6 +28,10 @@ ISA_FLAGS = (
 
 CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+EMULATED_FILE = Path("/etc/board/emulated")
+EMULATED_VARIABLE = "EDGECNN_EMULATED"
+DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -36,7 +41,7 @@ def describe_environment(runtime_versions: Optional[Dict[str, str]] = None) -> D
     Args:
         runtime_versions: inference runtimes in use, by name.
     """
-    cpuinfo = _read(CPUINFO)
+    cpuinfo = read_text(CPUINFO)
     flags = cpu_flags(cpuinfo)
     return {
         "cpu": cpu_name(cpuinfo),
@@ -50,17 +55,22 @@ def describe_environment(runtime_versions: Optional[Dict[str, str]] = None) -> D
         "system": platform.system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "numpy": np.__version__,
+        "numpy": package_version("numpy"),
         "runtimes": dict(runtime_versions or {}),
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "governor": _read(GOVERNOR).strip() or None,
+        "governor": read_text(GOVERNOR).strip() or None,
+        "frequencies_mhz": frequencies_mhz(),
+        "temperature_c": temperature_c(),
+        "throttled": throttled(),
+        "board": board_name(cpuinfo),
+        "emulated": is_emulated(cpuinfo),
         "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
 def local_isa() -> str:
     """Return this machine's `isa_name`."""
-    return isa_name(platform.machine(), cpu_flags(_read(CPUINFO)), struct.calcsize("P") * 8)
+    return isa_name(platform.machine(), cpu_flags(read_text(CPUINFO)), struct.calcsize("P") * 8)
 
 
 def isa_name(machine: str, flags: Iterable[str], pointer_bits: int = 64) -> str:
@@ -117,17 +127,61 @@ def cpu_name(cpuinfo: str) -> str:
     return platform.processor() or platform.machine()
 
 
+def board_name(cpuinfo: str) -> Optional[str]:
+    r"""Return a board's own name, from the device tree, else from /proc/cpuinfo; None on a PC.
+
+    Example:
+        >>> board_name("processor : 0\nModel : Raspberry Pi 5 Model B Rev 1.0\n")
+        'Raspberry Pi 5 Model B Rev 1.0'
+    """
+    model = read_text(DEVICE_TREE_MODEL).strip("\0 \n")
+    match = re.search(r"^Model\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return model or (match.group(1).strip() if match else "") or None
+
+
+def is_emulated(cpuinfo: str) -> bool:
+    """Tell whether an emulator runs this process, so that its times say nothing about a board.
+
+    A file on the board, QEMU in /proc/cpuinfo, or the variable EDGECNN_EMULATED says so, unless that is "0".
+    """
+    variable = os.environ.get(EMULATED_VARIABLE, "")
+    return variable not in ("", "0") or EMULATED_FILE.exists() or "QEMU" in cpuinfo
+
+
+def package_version(package: str) -> Optional[str]:
+    """Return an installed package's version without importing it; None when it is not there."""
+    module = sys.modules.get(package)
+    version = getattr(module, "__version__", None)
+    if version is not None:
+        return str(version)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def peak_rss_bytes() -> Optional[int]:
     """Return the peak resident memory of this process (VmHWM), or None where it cannot be read.
 
     VmHWM starts afresh at exec, while `ru_maxrss` can report the parent's peak.
     """
-    match = re.search(r"^VmHWM:\s*(\d+)\s*kB", _read(STATUS), re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else None
+    return _status_bytes("VmHWM")
 
 
-def _read(path: Path) -> str:
+def rss_bytes() -> Optional[int]:
+    """Return the resident memory of this process now (VmRSS), or None where it cannot be read."""
+    return _status_bytes("VmRSS")
+
+
+def reset_peak_rss() -> bool:
+    """Set VmHWM back to VmRSS, and tell whether the kernel allowed it."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        CLEAR_REFS.write_text("5", encoding="ascii")
     except OSError:
-        return ""
+        return False
+    return True
+
+
+def _status_bytes(key: str) -> Optional[int]:
+    match = re.search(rf"^{key}:\s*(\d+)\s*kB", read_text(STATUS), re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None

@@ -11,8 +11,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .failure import ModelLoadFailure, RequestFailure, first_line
-from .session import Session, import_runtime
+from .failure import MissingRuntimeFailure, ModelLoadFailure, RequestFailure, first_line
+from .op_profile import delegate_coverage
+from .runtimes import NUMPY_1_HINT, import_runtime, numpy_mismatch
+from .session import Session
 from .tensors import QUANTIZED_DTYPES, TensorInfo, apply_sidecar, guess_nhwc, read_sidecar
 
 
@@ -32,6 +34,9 @@ class LiteRTSession(Session):
         self.path, self.runtime, self.threads = path, "litert", threads
         self.runtime_package = module.__name__.split(".")[0]
         self.runtime_version = _version(self.runtime_package, module)
+        mismatch = numpy_mismatch(self.runtime_package, self.runtime_version, np.__version__)
+        if mismatch is not None:
+            raise MissingRuntimeFailure(mismatch, hint=NUMPY_1_HINT)
         start = time.perf_counter_ns()
         self._interpreter = self._load(module.Interpreter, optimize)
         self.load_ms = (time.perf_counter_ns() - start) / 1e6
@@ -70,6 +75,11 @@ class LiteRTSession(Session):
             apply_sidecar(input_infos, sidecar.get("inputs")),
             apply_sidecar(output_infos, sidecar.get("outputs")),
         )
+
+    def delegate(self) -> Optional[Dict[str, int]]:
+        """Count what the delegate took over."""
+        details = getattr(self._interpreter, "_get_ops_details", None)
+        return None if details is None else delegate_coverage(details())
 
     def _bind(self, piece: Dict[str, "np.ndarray[Any, Any]"]) -> None:
         resized = False

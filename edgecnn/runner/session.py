@@ -13,11 +13,9 @@ first is then inside `invoke`.
 from __future__ import annotations
 
 import abc
-import importlib
-import os
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
@@ -25,29 +23,12 @@ import numpy as np
 from .failure import (
     InferenceFailure,
     InputFailure,
-    MissingRuntimeFailure,
     ModelLoadFailure,
     RequestFailure,
     first_line,
 )
+from .runtimes import runtime_of
 from .tensors import TensorInfo, from_stored, to_stored
-
-RUNTIMES = ("onnxruntime", "litert")
-
-SUFFIXES = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".tflite": "litert"}
-
-MODULES: Dict[str, Tuple[str, ...]] = {
-    "onnxruntime": ("onnxruntime",),
-    "litert": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite"),
-}
-
-INSTALL_HINTS = {
-    "onnxruntime": "pip install onnxruntime (no wheel for 32-bit ARM: use a .tflite file there)",
-    "litert": "pip install ai-edge-litert (32-bit ARM, Python 3.11: pip install tflite-runtime 'numpy<2')",
-}
-
-IMPORT_MS: Dict[str, float] = {}
-"""Milliseconds the first import of each runtime took in this process."""
 
 
 class Session(abc.ABC):
@@ -55,7 +36,7 @@ class Session(abc.ABC):
 
     Attributes:
         path: the model file.
-        runtime: "onnxruntime" or "litert".
+        runtime: "onnxruntime", "litert" or "torch".
         runtime_package: the package that answered, "ai_edge_litert" for instance.
         runtime_version: its version.
         threads: threads the runtime may use inside an operator.
@@ -189,6 +170,31 @@ class Session(abc.ABC):
     def _piece_size(self, num_samples: int) -> int:
         return self._fixed_batch() or num_samples
 
+    def profile(self, seconds: float) -> Optional[List[Dict[str, Any]]]:
+        """Time each operator, in a session of its own that runs what `prepare` handed over.
+
+        Args:
+            seconds: how long to run, one inference at least.
+
+        Returns:
+            Rows {"op", "name", "total_ms", "count", "share"}, the slowest first; None where Python has none.
+        """
+        del seconds
+        return None
+
+    def delegate(self) -> Optional[Dict[str, int]]:
+        """Return {"partitions", "delegated_ops", "total_ops"} of a runtime that delegates, else None."""
+        return None
+
+    def device_memory_bytes(self) -> Optional[int]:
+        """Return the peak memory on an accelerator, or None on the CPU."""
+        return None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU computes, so that its use tells whether others disturbed."""
+        return True
+
     @abc.abstractmethod
     def _bind(self, piece: Dict[str, "np.ndarray[Any, Any]"]) -> None:
         """Hand stored inputs to the runtime."""
@@ -206,6 +212,25 @@ class Session(abc.ABC):
         """Drop the runtime's objects."""
 
 
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a file is run.
+
+    Attributes:
+        provider: "cpu"; with onnxruntime also "cuda", "tensorrt", "xnnpack", "acl"; with torch also "cuda".
+        threads: threads inside an operator, 1 or more.
+        optimize: False turns off ONNX Runtime's graph optimizations or LiteRT's default (XNNPACK) delegate.
+        half: half precision, torch only.
+        cuda_graph: replay a recorded CUDA graph, torch on cuda only.
+    """
+
+    provider: str = "cpu"
+    threads: int = 1
+    optimize: bool = True
+    half: bool = False
+    cuda_graph: bool = False
+
+
 def open_session(
     path: Union[str, Path],
     runtime: Optional[str] = None,
@@ -213,65 +238,52 @@ def open_session(
     threads: int = 1,
     optimize: bool = True,
 ) -> Session:
-    """Load a model file.
+    """Load a model file; `open_with` has the further options.
 
     Args:
-        path: .onnx or .tflite file; FILE.json beside it states layout and quantization.
-        runtime: "onnxruntime" or "litert"; None decides by the suffix.
-        provider: "cpu", or with onnxruntime "cuda", "tensorrt", "xnnpack", "acl".
+        path: .onnx, .tflite or .pt2 file; FILE.json beside it states layout and quantization.
+        runtime: "onnxruntime", "litert" or "torch"; None decides by the suffix.
+        provider: as in `SessionOptions`.
         threads: threads inside an operator, 1 or more.
-        optimize: False turns off ONNX Runtime's graph optimizations or LiteRT's default (XNNPACK) delegate.
+        optimize: as in `SessionOptions`.
 
     Raises:
         RequestFailure: for an unknown runtime, provider or thread count.
         MissingRuntimeFailure: if the runtime is not installed.
         ModelLoadFailure: if the file cannot be loaded.
     """
+    return open_with(path, runtime, SessionOptions(provider, threads, optimize))
+
+
+def open_with(path: Union[str, Path], runtime: Optional[str], options: SessionOptions) -> Session:
+    """Load a model file with all options.
+
+    Raises:
+        RequestFailure: for an unknown runtime, or options that it does not have.
+        MissingRuntimeFailure: if the runtime is not installed.
+        ModelLoadFailure: if the file cannot be loaded.
+    """
     path = Path(path)
-    name = runtime or SUFFIXES.get(path.suffix.lower())
-    if name not in RUNTIMES:
-        found = f"runtime is {runtime!r}" if runtime else f"{path.name} has suffix {path.suffix!r}"
-        raise RequestFailure(f"{found}, expected one of {', '.join(RUNTIMES)} (.onnx, .tflite)")
-    if threads < 1:
-        raise RequestFailure(f"threads is {threads}, expected 1 or more")
+    name = runtime_of(path, runtime)
+    if options.threads < 1:
+        raise RequestFailure(f"threads is {options.threads}, expected 1 or more")
     if not path.is_file():
         raise ModelLoadFailure(f"model file {path} does not exist")
     if path.stat().st_size == 0:
         raise ModelLoadFailure(f"model file {path} is empty", hint="export it again")
+    if name == "torch":
+        from .torch_session import TorchSession
+
+        return TorchSession(path, options)
+    if options.half or options.cuda_graph:
+        raise RequestFailure(f"half and cuda_graph are options of torch, {path.name} runs in {name}")
     if name == "onnxruntime":
         from .onnxruntime_session import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, provider, threads, optimize)
+        return OnnxRuntimeSession(path, options.provider, options.threads, options.optimize)
     from .litert_session import LiteRTSession
 
-    return LiteRTSession(path, provider, threads, optimize)
-
-
-def import_runtime(runtime: str) -> ModuleType:
-    """Import the first of a runtime's packages that is installed, and note how long that took.
-
-    Raises:
-        MissingRuntimeFailure: if none can be imported; it names what to install and what went wrong.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    broken: List[str] = []
-    for name in MODULES[runtime]:
-        start = time.perf_counter_ns()
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                broken.append(f"{name}: {first_line(error)}")
-            continue
-        except Exception as error:  # noqa: BLE001 - a binary built for another NumPy fails in many ways
-            broken.append(f"{name}: {first_line(error)}")
-            continue
-        IMPORT_MS.setdefault(runtime, (time.perf_counter_ns() - start) / 1e6)
-        return module
-    reason = f"cannot be imported ({'; '.join(broken)})" if broken else "is not installed"
-    raise MissingRuntimeFailure(
-        f"runtime {runtime} {reason}: tried {', '.join(MODULES[runtime])}", hint=INSTALL_HINTS[runtime]
-    )
+    return LiteRTSession(path, options.provider, options.threads, options.optimize)
 
 
 def _rows(array: "np.ndarray[Any, Any]", start: int, count: int) -> "np.ndarray[Any, Any]":

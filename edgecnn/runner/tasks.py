@@ -1,4 +1,4 @@
-"""One request from open sessions to its result; latency here, the other tasks in files of their own."""
+"""One request to its result; each task has a file of its own."""
 
 from __future__ import annotations
 
@@ -6,70 +6,37 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict
 
-from .environment import describe_environment, peak_rss_bytes
-from .failure import InputFailure
-from .inputs import Images, noise_feeds
-from .measure import Limits, compare_all, describe, measure
+from .environment import describe_environment
+from .inputs import Images
+from .latency import run_latency, session_options
 from .outputs import run_outputs
 from .predictions import run_predictions
 from .request import Request
-from .session import Session, open_session
-
-SCHEMA_VERSION = 1
+from .session import open_with
 
 
 def execute(request: Request) -> Dict[str, Any]:
-    """Run a request.
+    """Run a request for latency, outputs or predictions.
 
     Returns:
-        The JSON-ready result: `schema_version`, `ok`, `task`, `artifacts` by key, `environment`, and what the
-        task adds.
+        The JSON-ready result: `ok`, `task`, `artifacts` by key, `environment`, and what the task adds.
 
     Raises:
         RunFailure: for anything wrong with the request, the runtime, a model file or the inputs.
     """
     with ExitStack() as stack:
-        sessions: Dict[str, Session] = {}
-        for artifact in request.artifacts:
-            session = open_session(
-                artifact.path, artifact.runtime, request.provider, request.threads, request.optimize
-            )
-            sessions[artifact.key] = stack.enter_context(session)
-        result: Dict[str, Any] = {"schema_version": SCHEMA_VERSION, "ok": True, "task": request.task}
+        result: Dict[str, Any] = {"ok": True, "task": request.task}
         if request.task == "latency":
-            result.update(run_latency(request, sessions))
+            result.update(run_latency(request, stack))
         else:
+            options = session_options(request)
+            sessions = {
+                artifact.key: stack.enter_context(open_with(artifact.path, artifact.runtime, options))
+                for artifact in request.artifacts
+            }
             images = Images(request.inputs or Path(), request.preprocess)
             run = run_outputs if request.task == "outputs" else run_predictions
             result.update(run(request, sessions, images))
-        versions = {session.runtime: session.runtime_version for session in sessions.values()}
+        versions = {entry["runtime"]: entry["runtime_version"] for entry in result["artifacts"].values()}
         result["environment"] = describe_environment(versions)
         return result
-
-
-def run_latency(request: Request, sessions: Dict[str, Session]) -> Dict[str, Any]:
-    """Time all artifacts interleaved, and compare them with the baseline.
-
-    The same first `batch_size` images, or seeded noise, feed every run.
-    """
-    images = None if request.inputs is None else Images(request.inputs, request.preprocess)
-    if images is not None and len(images) < request.batch_size:
-        raise InputFailure(f"{images.path} holds {len(images)} images, a batch needs {request.batch_size}")
-    for session in sessions.values():
-        session.prepare(
-            noise_feeds(session, request.batch_size)
-            if images is None
-            else images.feeds(session, 0, request.batch_size)
-        )
-    loaded_bytes = peak_rss_bytes()
-    limits = Limits(request.min_runs, request.min_seconds, request.max_seconds)
-    timings = measure(sessions, limits)
-    baseline = request.baseline or next(iter(sessions))
-    return {
-        "batch_size": request.batch_size,
-        "baseline": baseline,
-        "artifacts": {key: describe(session, timings[key]) for key, session in sessions.items()},
-        "comparisons": compare_all(timings, baseline),
-        "peak_rss_loaded_bytes": loaded_bytes,
-        "timed_region": "invoke only: inputs converted and set before, outputs converted after",
-    }
