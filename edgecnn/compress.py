@@ -51,6 +51,7 @@ from edgecnn.proof import (
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
+from edgecnn.report.html import render_compress_html
 from edgecnn.target import measure_on_target
 
 IO_DTYPES = ("float32", "int8", "uint8")
@@ -155,7 +156,7 @@ def compress(
             or a Model.
         recipe: name, file or Recipe.
         data: whatever `edgecnn.data.open_dataset` takes; None makes images up.
-        out: directory; gets model.onnx, model.tflite, their sidecars, model.pt2 and report.json.
+        out: directory; gets model.onnx, model.tflite, their sidecars, model.pt2, report.json and report.html.
         options: everything else.
         progress: told how far the work is.
 
@@ -379,4 +380,5 @@ def _publish(
         contents[artifact.sidecar_path] = artifact.sidecar_bytes()
     contents[folder / "model.pt2"] = pt2
     contents[folder / "report.json"] = report.to_json().encode()
+    contents[folder / "report.html"] = render_compress_html(report).encode()
     publish_files(folder, contents, force)

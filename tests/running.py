@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "import sys; from edgecnn.cli.main import main; sys.exit(main())"
 RESULTS = {
     "model.onnx", "model.onnx.json", "model.tflite", "model.tflite.json", "model.pt2", "report.json",
+    "report.html",
 }  # fmt: skip
 HIDE = """
 import os

@@ -168,7 +168,13 @@ def test_compressing_twice_is_refused(lenet_result: CompressResult, tmp_path: Pa
 @pytest.mark.parametrize("name", ["onnx", "tflite"])
 def test_one_format_alone(tmp_path: Path, name: str) -> None:
     result = compress_small(tmp_path / "o", formats=(name,))
-    assert names(tmp_path / "o") == {f"model.{name}", f"model.{name}.json", "model.pt2", "report.json"}
+    assert names(tmp_path / "o") == {
+        f"model.{name}",
+        f"model.{name}.json",
+        "model.pt2",
+        "report.json",
+        "report.html",
+    }
     assert set(result.report.parity) == {f"{name}_vs_reference"}
     assert set(result.report.artifacts) == set(result.report.sizes) == {name}
     assert result.report.accuracy is not None
@@ -301,12 +307,19 @@ def test_options_out_of_range(tmp_path: Path, changes: dict[str, Any], message: 
 def test_earlier_results_are_kept_or_replaced_together(tmp_path: Path) -> None:
     compress_small(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(OutputError, match=r"already holds model\.onnx, model.pt2, model.tflite, report.json"):
+    with pytest.raises(OutputError, match=r"already holds model\.onnx, model.pt2, model.tflite, report"):
         compress_small(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "notes.txt").write_text("mine")
     compress_small(tmp_path, "segmentation", formats=("onnx",), force=True)
-    assert names(tmp_path) == {"model.onnx", "model.onnx.json", "model.pt2", "report.json", "notes.txt"}
+    assert names(tmp_path) == {
+        "model.onnx",
+        "model.onnx.json",
+        "model.pt2",
+        "report.html",
+        "report.json",
+        "notes.txt",
+    }
     assert (tmp_path / "model.onnx").read_bytes() != before["model.onnx"]
 
 

@@ -349,4 +349,10 @@ class TestPackages:
         changes = running.hide(tmp_path, *hidden)
         done = running.run("compress", *SMALL, "--format", name, "-o", tmp_path / "o", changes=changes)
         assert done.returncode == 0, done.stderr
-        assert names(tmp_path / "o") == {f"model.{name}", f"model.{name}.json", "model.pt2", "report.json"}
+        assert names(tmp_path / "o") == {
+            f"model.{name}",
+            f"model.{name}.json",
+            "model.pt2",
+            "report.html",
+            "report.json",
+        }
