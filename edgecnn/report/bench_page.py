@@ -60,7 +60,9 @@ def bench_part(report: BenchReport) -> Part:
         Tile("Cost", _few(_cost_rows(report, naming))),
         Tile("Trust", _few(_trust_rows(report))),
     )
-    warnings = [text for text in report.warnings if text != EMULATED]  # the banner says it
+    # the banner says that it is emulated, and what a run says of itself is said below under its label
+    said = {EMULATED, *(f"{run.key}: {text}" for run in report.runs for text in (*run.taints, run.error))}
+    warnings = [text for text in report.warnings if text not in said]
     warnings += [f"{naming.label(run)}: {run.error}" for run in report.runs if run.error]
     warnings += [f"{naming.label(run)}: {taint}" for run in report.runs for taint in run.taints]
     return Part(
