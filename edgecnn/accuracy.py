@@ -25,15 +25,13 @@ from edgecnn.errors import DataError, RunnerError
 from edgecnn.export.output_step import output_steps
 from edgecnn.graph.program import Array
 from edgecnn.pipeline import Progress
-from edgecnn.proof import read_images, temporary_folder
+from edgecnn.proof import read_images, temporary_folder, write_inputs
 from edgecnn.report.bench_results import BoardAccuracy
-from edgecnn.runner.outputs import NpyWriter
 
 if TYPE_CHECKING:
     from edgecnn.devices.deploy import Executor
 
 CHUNK_BYTES = 64 * 2**20
-BATCH_SIZE = 16
 TIMEOUT_S = 3600.0
 MIN_COSINE = 0.999
 MIN_AGREEMENT = 0.99
@@ -156,7 +154,7 @@ def measure_accuracy(executor: Executor, task: AccuracyTask, progress: Progress)
     progress.start(f"accuracy of {artifact.path.name} on {executor.device.name}", len(dataset))
     for indices in _chunks(task):
         with temporary_folder() as folder:
-            kept = _write_inputs(folder / "inputs.npy", dataset, indices)
+            kept = write_inputs(folder / "inputs.npy", dataset, indices)
             provider = executor.device.provider
             device, names[0] = _outputs(executor.run_request, task, folder, "device", provider)
             host, names[1] = _outputs(run_local, task, folder, "host", "cpu")
@@ -244,19 +242,3 @@ def _chunks(task: AccuracyTask) -> Iterator[Sequence[int]]:
     step = max(1, CHUNK_BYTES // max(input_bytes, output_bytes, 1))
     for start in range(0, len(dataset), step):
         yield range(start, min(start + step, len(dataset)))
-
-
-def _write_inputs(path: Path, dataset: Dataset, indices: Sequence[int]) -> list[int]:
-    """Write float32 (n, c, h, w) a batch at a time; return the indices of the images that could be read."""
-    writer = NpyWriter(path, len(indices))
-    kept: list[int] = []
-    try:
-        for start in range(0, len(indices), BATCH_SIZE):
-            batch, read = read_images(dataset, indices[start : start + BATCH_SIZE])
-            kept += read
-            writer.append(batch)
-        if len(kept) == len(indices):
-            writer.close()
-    finally:
-        writer.discard()
-    return kept if len(kept) == len(indices) else _write_inputs(path, dataset, kept)

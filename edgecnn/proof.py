@@ -299,7 +299,7 @@ def predict(
     progress.start("agreement with float" if labels is None else "accuracy", len(indices))
     for chunk in _chunks(dataset, indices):
         with temporary_folder() as folder:
-            kept = _write_inputs(folder / "inputs.npy", dataset, chunk)
+            kept = write_inputs(folder / "inputs.npy", dataset, chunk)
             request: dict[str, Any] = {
                 "task": "predictions",
                 "artifacts": [c.to_request() for c in candidates],
@@ -340,7 +340,7 @@ def _chunks(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sequence[int]]
         yield indices[start : start + step]
 
 
-def _write_inputs(path: Path, dataset: Dataset, indices: Sequence[int]) -> list[int]:
+def write_inputs(path: Path, dataset: Dataset, indices: Sequence[int]) -> list[int]:
     """Write images as one .npy of float32 (n, c, h, w), a batch at a time; return which could be read."""
     writer = NpyWriter(path, len(indices))
     kept: list[int] = []
@@ -353,7 +353,7 @@ def _write_inputs(path: Path, dataset: Dataset, indices: Sequence[int]) -> list[
             writer.close()
     finally:
         writer.discard()
-    return kept if len(kept) == len(indices) else _write_inputs(path, dataset, kept)
+    return kept if len(kept) == len(indices) else write_inputs(path, dataset, kept)
 
 
 def measure_latency(

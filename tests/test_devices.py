@@ -146,7 +146,8 @@ def test_the_installed_onnxruntime_reads_the_opset_the_table_says() -> None:
     model = onnx.helper.make_model(graph)
     model.opset_import[0].version = max_opset_for(ort.__version__)
     model.ir_version = max_ir_version_for(ort.__version__)
-    ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == ["x"]
 
 
 def write_relu(folder: Path) -> Path:
