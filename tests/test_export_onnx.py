@@ -157,10 +157,10 @@ def test_int8_activations_where_the_runtime_does_not_allow_them(name: str) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_residual_chain_stays_in_one_layout(dtype: str, tmp_path: Path) -> None:
     b = ProgramBuilder("chain")
-    x = b.conv2d(b.input((3, 12, 12)), 8, 3, padding=(1, 1, 1, 1), clamp=RELU)
+    x = b.conv2d(b.input((3, 12, 12)), 16, 3, padding=(1, 1, 1, 1), clamp=RELU)
     for _ in range(2):
-        y = b.conv2d(x, 8, 3, padding=(1, 1, 1, 1), clamp=RELU)
-        x = b.op("add", b.conv2d(y, 8, 3, padding=(1, 1, 1, 1)), x, clamp=RELU)
+        y = b.conv2d(x, 16, 3, padding=(1, 1, 1, 1), clamp=RELU)
+        x = b.op("add", b.conv2d(y, 16, 3, padding=(1, 1, 1, 1)), x, clamp=RELU)
     program = quantize_program(b.finish(x))
     model = to_onnx(program, OnnxOptions(activation_dtype=dtype))
     ends = {"QuantizeLinear": 1, "DequantizeLinear": 1, "Transpose": 2}

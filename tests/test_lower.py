@@ -23,8 +23,8 @@ def operators(model: Model) -> list[str]:
     ("layer", "expected"),
     [
         (nn.SiLU(), ["sigmoid", "mul"]),
-        (nn.Hardsigmoid(), ["mul", "add", "clamp"]),
-        (nn.Hardswish(), ["mul", "add", "clamp", "mul"]),
+        (nn.Hardsigmoid(), ["add", "clamp", "mul"]),
+        (nn.Hardswish(), ["add", "clamp", "mul", "mul"]),
     ],
     ids=["silu", "hard_sigmoid", "hard_swish"],
 )
@@ -45,6 +45,70 @@ def test_layer_path_survives() -> None:
     after = DecomposeActivations().run(nets.model("hard_swish"), nets.context())
     node = next(n for n in after.graph.graph.nodes if "clamp" in n.name)
     assert "body" in str(node.meta["nn_module_stack"])
+
+
+class Excited(nn.Module):
+    """Convolution, hard_swish, squeeze-and-excitation with hard_sigmoid, pool, convolution, linear."""
+
+    def __init__(self, own_factor: float = 1.0, tail: nets.Forward | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.squeeze = nn.Conv2d(8, 4, 1)
+        self.excite = nn.Conv2d(4, 8, 1)
+        self.last = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+        self.own_factor = own_factor
+        self.tail = tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.stem(x))
+        gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        x = F.max_pool2d(x * gate, 2) * self.own_factor
+        if self.tail is not None:
+            return self.tail(self, x)
+        return self.head(F.hardswish(self.last(x)).mean((2, 3)))
+
+
+def numbers_multiplied(model: Model) -> list[float]:
+    return [
+        n.args[1] for n in model.graph.graph.nodes if ".mul" in str(n.target) and isinstance(n.args[1], float)
+    ]
+
+
+def lowered(net: nn.Module) -> Model:
+    """Return the decomposed network, checked against the module."""
+    torch.manual_seed(0)
+    net = net.eval()
+    after = DecomposeActivations().run(nets.as_model(net), nets.context())
+    x = nets.held_out(4)
+    np.testing.assert_allclose(
+        nets.outputs_of(after.graph, x)[0], nets.outputs_of(net, x)[0], rtol=1e-4, atol=1e-5
+    )
+    return after
+
+
+@pytest.mark.parametrize("own_factor", [1.0, 0.5, -3.0])
+def test_factors_go_into_the_layers_that_read_them(own_factor: float) -> None:
+    after = lowered(Excited(own_factor))
+    assert numbers_multiplied(after) == []
+    assert operators(after).count("mul") == 3  # two hard_swish, one gate
+
+
+def test_factor_of_a_square_is_squared() -> None:
+    after = lowered(Excited(0.5, lambda net, x: net.last(x * x)))
+    assert numbers_multiplied(after) == []
+
+
+def test_factors_stop_at_additions_and_outputs() -> None:
+    after = lowered(Excited(1.0, lambda net, x: x + net.stem(x[:, :3])))
+    assert numbers_multiplied(after) == [pytest.approx(1 / 36)]
+    assert numbers_multiplied(lowered(nets.Net({}, lambda net, x: F.relu(-2.0 * x)))) == [-2.0]
+
+
+def test_a_shared_weight_is_scaled_for_its_reader_alone() -> None:
+    after = lowered(Excited(0.25, lambda net, x: net.last(x) + net.last(F.relu(x + 1.0))))
+    weights = {n.args[1].target for n in after.graph.graph.nodes if "aten.conv2d" in str(n.target)}
+    assert len(weights) == 5
 
 
 def averages(function: nets.Forward) -> tuple[Model, float]:

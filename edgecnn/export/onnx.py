@@ -18,6 +18,7 @@ import onnx
 from onnx import helper
 
 from edgecnn.errors import ExportError
+from edgecnn.export.onnx_alignment import align_channels
 from edgecnn.export.onnx_boundary import Boundary
 from edgecnn.export.onnx_graph import GraphBuilder
 from edgecnn.export.onnx_ops import write_op
@@ -100,6 +101,8 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
     """
     options = OnnxOptions() if options is None else options
     _check_debug_outputs(program, options)
+    if options.activation_dtype == "uint8":  # for x86
+        program = align_channels(program, options.debug_outputs)
     graph = GraphBuilder(program, options.activation_dtype, options.opset, options.debug_outputs)
     boundary = Boundary(graph, options.io, frozenset(options.debug_outputs))
     boundary.write_inputs()

@@ -1,11 +1,11 @@
 """Write composite activations as the arithmetic that integer kernels have.
 
     silu(x)         = x * sigmoid(x)
-    hard_sigmoid(x) = clamp(x / 6 + 1/2, 0, 1)
-    hard_swish(x)   = x * hard_sigmoid(x)
+    hard_sigmoid(x) = relu6(x + 3) / 6
+    hard_swish(x)   = x * relu6(x + 3) / 6
 
 As single int8 operators they are slow or missing: ONNX Runtime runs HardSwish between Q/DQ in float, and
-XNNPACK's delegate breaks at TFLite's int8 HARD_SWISH.
+XNNPACK's delegate breaks at TFLite's int8 HARD_SWISH. `lower.factors` moves the 1/6 into later weights.
 
 Source: Howard et al. 2019, arXiv:1905.02244, section 5.2 (hard_swish); Ramachandran et al. 2017,
 arXiv:1710.05941.
@@ -20,6 +20,7 @@ from torch import fx
 
 from edgecnn.errors import PassError
 from edgecnn.graph.nodes import aten, copy_graph, finish, insert_call, layer_name
+from edgecnn.lower.factors import absorb_factors
 from edgecnn.model import Model
 
 _COMPOSITE = (aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default)
@@ -28,6 +29,8 @@ _COMPOSITE = (aten.silu.default, aten.hardswish.default, aten.hardsigmoid.defaul
 @dataclass(frozen=True)
 class DecomposeActivations:
     """Pass: no silu, hard_swish or hard_sigmoid is left; outputs equal up to float rounding.
+
+    Multiplications by a number, these and the network's own, move into the layers that read them.
 
     Source: arXiv:1905.02244, section 5.2.
     """
@@ -45,6 +48,7 @@ class DecomposeActivations:
             if node.target in _COMPOSITE:
                 node.replace_all_uses_with(_decompose(graph, node))
                 graph.graph.erase_node(node)
+        absorb_factors(graph)
         return model.with_graph(finish(graph))
 
     def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
@@ -62,6 +66,6 @@ def _decompose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
 
     if node.target is aten.silu.default:
         return call(aten.mul.Tensor, x, call(aten.sigmoid.default, x))
-    sixth = call(aten.mul.Tensor, x, 1.0 / 6.0)
-    gate = call(aten.clamp.default, call(aten.add.Tensor, sixth, 0.5), 0.0, 1.0)
-    return gate if node.target is aten.hardsigmoid.default else call(aten.mul.Tensor, x, gate)
+    gate = call(aten.clamp.default, call(aten.add.Tensor, x, 3.0), 0.0, 6.0)
+    value = gate if node.target is aten.hardsigmoid.default else call(aten.mul.Tensor, x, gate)
+    return call(aten.mul.Tensor, value, 1.0 / 6.0)
