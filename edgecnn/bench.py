@@ -116,7 +116,7 @@ class _Entry:
     key: str
     threads: int
     results: list[Mapping[str, Any]] = field(default_factory=list)
-    error: str | None = None
+    error: RunnerError | None = None
     profile: Sequence[Mapping[str, Any]] | None = None
 
 
@@ -160,11 +160,12 @@ def bench(
     with open_executor(profile) as executor:
         entries, environment = _measure(executor, files, options, progress, warnings)
         accuracy = _accuracy(executor, files, tasks, progress, entries)
-    runs = tuple(build_run(e.file, e.key, e.threads, e.results, e.error, e.profile) for e in entries)
-    if all(run.error is not None for run in runs):
-        raise RunnerError(
-            f"nothing ran on {profile.name}: {runs[0].error}", hint=f"`edgecnn devices probe {profile.name}`"
-        )
+    if all(entry.error is not None for entry in entries):
+        raise _nothing_ran([entry.error for entry in entries if entry.error], profile, device)
+    runs = tuple(
+        build_run(e.file, e.key, e.threads, e.results, None if e.error is None else str(e.error), e.profile)
+        for e in entries
+    )
     emulated = bool(environment.get("emulated"))
     warnings += [*_said(runs, accuracy), *_unmet(runs, options)]
     return BenchReport(
@@ -177,6 +178,17 @@ def bench(
         emulated=emulated,
         baseline=None if baseline is None else files[0].key,
         data=None if data is None else str(data) if isinstance(data, (str, Path)) else type(data).__name__,
+    )
+
+
+def _nothing_ran(errors: Sequence[RunnerError], profile: Device, device: str | Path | Device) -> RunnerError:
+    """Return the error for a device on which no file ran: each reason once, and what to do."""
+    reasons = dict.fromkeys(error.message.removeprefix(f"{profile.name}: ") for error in errors)
+    hints = dict.fromkeys(error.hint for error in errors if error.hint)
+    probe = profile.name if isinstance(device, Device) else device
+    asked = () if profile.transport == "local" else (f"`edgecnn devices probe {probe}` says what runs there",)
+    return RunnerError(
+        f"nothing ran on {profile.name}: {'; '.join(reasons)}", hint="; ".join([*hints, *asked]) or None
     )
 
 
@@ -210,7 +222,7 @@ def _measure(
     if options.sustained_s is not None and len(entries) > 1:
         warnings.append("sustained runs went one after the other, so no ratio is given")
     if options.profile:
-        progress.start("operators", len(entries))
+        progress.start(f"operators on {executor.device.name}", len(entries))
         for entry in entries:
             if entry.error is None:
                 _profile(executor, entry, options, warnings)
@@ -243,7 +255,7 @@ def _run_block(
             _request(executor.device, entry, limits), START_TIMEOUT_S + 2 * limits["max_seconds"]
         )
     except RunnerError as error:
-        entry.error = str(error)
+        entry.error = error
         return
     entry.results.append(result["artifacts"]["file"])
     warnings += [str(text) for text in result.get("warnings", ())]
@@ -293,10 +305,10 @@ def _unmet(runs: Sequence[BenchRun], options: BenchOptions) -> list[str]:
         return []
     return [
         f"{run.key}: preset {options.preset} was not met: {len(run.samples_ns)} runs in "
-        f"{sum(run.samples_ns) / 1e9:.1f} s"
+        f"{run.samples_ns.total_ns / 1e9:.1f} s"
         for run in runs
         if run.error is None
-        and (len(run.samples_ns) < MLPERF_RUNS or sum(run.samples_ns) < MLPERF_SECONDS * 1e9)
+        and (len(run.samples_ns) < MLPERF_RUNS or run.samples_ns.total_ns < MLPERF_SECONDS * 1e9)
     ]
 
 

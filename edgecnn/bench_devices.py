@@ -10,7 +10,7 @@ from typing import Any
 
 from edgecnn.bench import BenchOptions, bench
 from edgecnn.devices.profile import Device, load_device
-from edgecnn.devices.waiting import stopped_by
+from edgecnn.devices.waiting import Stopped, stopped_by
 from edgecnn.errors import DeviceError, EdgeCNNError
 from edgecnn.pipeline import Progress, SilentProgress
 from edgecnn.report.bench_results import BenchReport
@@ -39,9 +39,9 @@ class _Shared:
             self._progress.start(title, None)
 
     def advance(self, n: int = 1) -> None:  # noqa: ARG002
-        """Raise DeviceError if the work is to end."""
+        """Raise Stopped if the work is to end."""
         if self.stopped.is_set():
-            raise DeviceError("stopped")
+            raise Stopped("stopped between two steps")
 
     def finish(self) -> None:
         """Do nothing: another device's step may be the one that is shown."""

@@ -1,4 +1,4 @@
-"""Accuracy of a file or a network on labelled images."""
+"""Accuracy of a file or a network on labelled images; a file needs its runtime alone."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn.artifact import read_artifact, sidecar_path
-from edgecnn.compress import CompressOptions, stage_file
 from edgecnn.data import open_dataset, require_labels
 from edgecnn.errors import DataError, LoadError
-from edgecnn.export.files import FileOptions, write_model
-from edgecnn.graph.build import build_program
-from edgecnn.graph.folding import FoldBatchNorm
-from edgecnn.load import LoadOptions, load_model
+from edgecnn.load import LoadOptions
 from edgecnn.model import ModelSpec
-from edgecnn.pipeline import PassContext, Progress, SilentProgress
-from edgecnn.preflight import require_packages
+from edgecnn.options import CompressOptions
+from edgecnn.pipeline import Progress, SilentProgress
 from edgecnn.proof import Candidate, predict, temporary_folder
 
 ARTIFACT_SUFFIXES = (".onnx", ".tflite")
@@ -62,9 +58,22 @@ def evaluate(
             )
         spec = read_artifact(path).spec
         return {"path": str(path), **_measure(path, spec, data, options.threads, progress)}
+    return _evaluate_network(artifact_or_model, data, options, progress)
+
+
+def _evaluate_network(source: Any, data: Any, options: CompressOptions, progress: Progress) -> dict[str, Any]:
+    """Measure a network as float ONNX; only this needs PyTorch."""
+    from edgecnn.export.files import FileOptions, write_model
+    from edgecnn.graph.build import build_program
+    from edgecnn.graph.folding import FoldBatchNorm
+    from edgecnn.judgement import stage_file
+    from edgecnn.load import load_model
+    from edgecnn.pipeline import PassContext
+    from edgecnn.preflight import require_packages
+
     require_packages(("onnx",))
     progress.start("load and export the graph", None)
-    model = load_model(artifact_or_model, options.load)
+    model = load_model(source, options.load)
     program = build_program(FoldBatchNorm().run(model, PassContext()))
     file = write_model(program, "onnx", model.spec, FileOptions())
     progress.finish()

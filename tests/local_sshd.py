@@ -77,7 +77,7 @@ def local_sshd(folder: Path) -> Iterator[LocalSshd]:
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile {folder}/pid\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
-        "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nAcceptEnv TMPDIR\n"
     )
     hosts = {
         "board": ("user", "known_hosts", port),

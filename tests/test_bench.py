@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def test_nothing_that_runs_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         bench(*benches.two_files(tmp_path), device=benches.DEVICE, options=QUICK)
 
 
+def test_nothing_that_runs_has_each_reason_once_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Mapping[str, Any], index: int) -> dict[str, Any]:
+        raise RunnerError("fake: the runner was killed by SIGILL", hint="install an older version")
+
+    benches.install(monkeypatch, answer)
+    device = dataclasses.replace(benches.DEVICE, transport="ssh", host="pi@fake")
+    with pytest.raises(RunnerError) as caught:
+        bench(*benches.two_files(tmp_path), device=device, options=QUICK)
+    assert caught.value.message == "nothing ran on fake: the runner was killed by SIGILL"
+    assert caught.value.hint == "install an older version; `edgecnn devices probe fake` says what runs there"
+
+
 def test_a_lost_device_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: Mapping[str, Any], index: int) -> dict[str, Any]:
         if index == 3:
@@ -170,7 +185,7 @@ def test_taints_are_told_once_with_how_many_processes_had_them(
     report = bench(a, b, device=benches.DEVICE, options=QUICK)
     assert report.runs[0].taints == (
         "throttled: frequency capped",
-        "shared CPU: 6 switches (one of 3 such processes of 6)",
+        "shared CPU: 6 switches (in 3 of 6 processes)",
     )
     assert report.runs[1].taints == ()
     assert "a.onnx: throttled: frequency capped" in report.warnings

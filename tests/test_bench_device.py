@@ -208,7 +208,7 @@ def test_several_devices_side_by_side(
     assert main(["bench", *arguments, *devices]) == 1
     found = capsys.readouterr()
     assert [report["device"] for report in json.loads(found.out)] == ["one"]
-    assert "error: two: two does not answer\nhint: is it on?" in found.err
+    assert "error: two does not answer\nhint: is it on?" in found.err
     assert main(["bench", *arguments, *devices[:2], "--device", str(_copy(tmp_path / "one.toml"))]) == 1
     assert "the devices are named one, one, expected each name once" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 
 from edgecnn.devices import board as board_module
 from edgecnn.devices import deploy, workspace
-from edgecnn.devices.deploy import BoardExecutor, LocalExecutor, open_executor
+from edgecnn.devices.board import BoardExecutor
+from edgecnn.devices.deploy import LocalExecutor, open_executor
 from edgecnn.devices.fake import FakeTransport, Fault
 from edgecnn.devices.local import run_local
 from edgecnn.devices.profile import Device, load_device
 from edgecnn.devices.transport import Completed
-from edgecnn.devices.workspace import open_workspace, owner_is_dead, owner_name
+from edgecnn.devices.workspace import REMOVE, open_workspace, owner_is_dead, owner_name
 from edgecnn.errors import DeviceError, EdgeCNNError, RunnerError, TransportError
 
 DEVICE = Device(
@@ -229,6 +231,26 @@ def test_ctrl_c_removes_everything(model: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt), open_executor(DEVICE, transport) as executor:
         executor.run_request(latency(model), 60)
     assert transport.left_over() == []
+
+
+class ImpatientTransport(FakeTransport):
+    """Ctrl-C as soon as the board is being cleaned up."""
+
+    def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
+        if REMOVE in argv:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().run(argv, timeout_s=timeout_s, stdin=stdin)
+
+
+@pytest.mark.parametrize("first", [None, KeyboardInterrupt, DeviceError("gone")])
+def test_ctrl_c_while_the_board_is_cleaned_up(first: BaseException | None, tmp_path: Path) -> None:
+    transport = ImpatientTransport(tmp_path)
+    expected = DeviceError if isinstance(first, DeviceError) else KeyboardInterrupt
+    with pytest.raises((expected, KeyboardInterrupt)), open_executor(DEVICE, transport):
+        if first is not None:
+            raise first
+    assert transport.left_over() == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class InterruptedTransport(FakeTransport):

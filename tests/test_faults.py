@@ -49,7 +49,7 @@ FAST = CompressOptions(load=LOAD, num_samples=16, measure=False)
 
 @pytest.fixture(autouse=True)
 def _latency_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("edgecnn.compress"), "measure_latency", running.latency)
+    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ class TestRunner:
         self, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The reference of one operator is made wrong, which looks as if both runtimes were."""
-        proof = importlib.import_module("edgecnn.proof")
+        proof = importlib.import_module("edgecnn.contract")
         right, run_op = proof.run_program, proof.run_op
 
         def off(program: Any, feeds: Any) -> Any:

@@ -84,6 +84,17 @@ def test_a_board_with_everything_has_nothing_to_do(tmp_path: Path) -> None:
     assert found.advice == ()
 
 
+def test_tflite_runtime_beside_numpy_2_does_not_count(tmp_path: Path) -> None:
+    """It imports there, and no file can be opened with it."""
+    packages = {
+        "numpy": {"version": "2.4.6", "error": None},
+        "tflite-runtime": {"version": "2.14.0", "error": None},
+    }
+    found = ask(tmp_path, packages=packages)
+    assert found.runs == ()
+    assert any("it needs numpy 1 and finds 2.4.6: pip install 'numpy<2'" in line for line in found.advice)
+
+
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
@@ -124,7 +135,7 @@ def test_a_board_with_everything_has_nothing_to_do(tmp_path: Path) -> None:
                     "onnxruntime": {"version": None, "error": "killed by signal 4"},
                 }
             },
-            "onnxruntime is installed and cannot be imported: illegal instruction",
+            "onnxruntime is installed and does not work: illegal instruction",
         ),
         (
             {
@@ -134,7 +145,7 @@ def test_a_board_with_everything_has_nothing_to_do(tmp_path: Path) -> None:
                     "tflite-runtime": {"version": None, "error": "ImportError: numpy.core.multiarray"},
                 }
             },
-            "tflite-runtime is installed and cannot be imported: it needs numpy 1 and finds 2.4.6",
+            "tflite-runtime is installed and does not work: it needs numpy 1 and finds 2.4.6",
         ),
         (
             {"cpuinfo": "Features : asimd asimddp\n"},

@@ -119,10 +119,10 @@ def test_measure_reaches_both_minima_and_sees_the_difference() -> None:
     sessions: dict[str, Session] = {"slow": SleepingSession(0.004), "fast": SleepingSession(0.001)}
     timings = measure(sessions, Limits(min_runs=32, min_seconds=0.05, max_seconds=20))
     for timing in timings.values():
-        assert len(timing.samples_ns) >= 32
-        assert sum(timing.samples_ns) >= 50_000_000
+        assert timing.num_samples >= 32
+        assert timing.total_ns >= 50_000_000
         assert len(timing.warmup_ns) >= 5
-        assert len(timing.blocks_ns) % 2 == 0
+        assert len(timing.store.block_lengths) % 2 == 0
     assert compare_all(timings, "slow")["fast"]["verdict"] == "faster"
     described = describe(sessions["slow"], timings["slow"])
     assert sum(described["block_lengths"]) == len(described["samples_ns"]) == described["num_samples"]
@@ -134,7 +134,7 @@ def test_the_cap_stops_and_leaves_one_run_each() -> None:
     start = time.perf_counter()
     timings = measure(sessions, Limits(min_runs=1000, min_seconds=100, max_seconds=0.0))
     assert time.perf_counter() - start < 5
-    assert [len(timing.samples_ns) for timing in timings.values()] == [1, 1]
+    assert [timing.num_samples for timing in timings.values()] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgecnn.runner import sensors, taints
@@ -24,8 +25,11 @@ from edgecnn.runner.taints import (
     cpu_taints,
     drift_taint,
     load_taint,
+    suspend_taint,
     throttle_taint,
 )
+
+MS = 1_000_000
 
 
 class CallSession(Session):
@@ -213,24 +217,69 @@ def test_without_the_resource_module_switches_are_not_counted(monkeypatch: pytes
     assert use.to_dict()["involuntary_switches"] is None
 
 
+def test_a_machine_that_slept_says_so_and_its_clock_did_not_jump() -> None:
+    before, after = Clocks(10.0, 1000.0, None, 40.0), Clocks(20.0, 1040.0, None, 80.0)
+    assert suspend_taint(before, after) == "suspended: the machine slept for 30.0 s during the run"
+    assert clock_taint(before, after) is None
+    awake = Clocks(20.0, 1010.0, None, 50.0)
+    assert suspend_taint(before, awake) is None
+    assert suspend_taint(Clocks(10.0, 1000.0, None), Clocks(20.0, 1040.0, None)) is None
+    jumped = clock_taint(before, Clocks(20.0, 1045.0, None, 80.0))
+    assert jumped == "clock jumped: it moved by +5.00 s against the monotonic clock in 10.0 s"
+
+
+def test_latencies_come_from_a_clock_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day goes backwards at every call, and no latency notices."""
+    assert time.get_clock_info("perf_counter").monotonic
+    assert not time.get_clock_info("perf_counter").adjustable
+    days = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(days)))
+    before = Clocks.now()
+    limits = Limits(min_runs=64, min_seconds=0.01, max_seconds=5)
+    timing = measure({"a": CallSession(lambda: time.sleep(0.001))}, limits)["a"]
+    samples = np.concatenate([*timing.store.chunks()])
+    assert (samples.min() >= MS, samples.max() < 1000 * MS) == (True, True)
+    found = clock_taint(before, Clocks.now())
+    assert found is not None
+    assert found.startswith("clock jumped: it moved by -10")
+
+
 def test_a_sustained_run_lasts_and_its_curve_is_short() -> None:
     monitor = Monitor(interval_s=0.1)
     started = time.perf_counter()
     limits = Limits(min_runs=1, min_seconds=0.0, max_seconds=0.1, sustained_s=0.6)
     timing = measure({"a": CallSession(lambda: None)}, limits, monitor=monitor)["a"]
     assert 0.6 <= time.perf_counter() - started < 5
-    assert len(timing.samples_ns) == timing.num_samples > 2000
+    assert sum(map(len, timing.store.chunks())) == timing.num_samples > 2000
     points = curve(timing)
-    assert 1000 <= len(points) <= 2000
-    assert [t for t, _ in points] == sorted(t for t, _ in points)
-    assert points[-1][0] - points[0][0] > 0.4
+    assert 300 <= len(points) <= 600
+    assert sum(point["num_samples"] for point in points) == timing.num_samples
+    times = [point["t_s"] for point in points]
+    assert times == sorted(times)
+    assert times[-1] - times[0] > 0.4
     assert len(monitor.samples) >= 3
 
 
 def test_a_curve_keeps_every_sample_of_a_short_run() -> None:
-    timing = Timing(blocks_ns=[[10, 20], [40]], block_starts_s=[1.0, 2.0])
-    assert curve(timing) == [(1.0, 10.0), (1.0 + 1e-8, 20.0), (2.0, 40.0)]
+    timing = Timing(block_starts_s=[1.0, 2.0])
+    for block in ([10, 20], [40]):
+        timing.store.append(block)
+    points = [(point["t_s"], point["median_ms"] * 1e6) for point in curve(timing)]
+    assert points == [(1.0, 10.0), (1.0 + 1e-8, 20.0), (2.0, 40.0)]
     assert curve(Timing()) == []
+
+
+def test_a_window_of_the_curve_spans_blocks_and_gives_p90_from_64_samples_only() -> None:
+    timing = Timing(block_starts_s=[0.0, 10.0])
+    timing.store.append([MS] * 40)
+    timing.store.append([*range(2 * MS, 3 * MS, MS // 50), 9 * MS])
+    (whole,) = curve(timing, max_points=1)
+    assert (whole["t_s"], whole["num_samples"], whole["min_ms"], whole["max_ms"]) == (0.0, 91, 1.0, 9.0)
+    assert whole["p90_ms"] == 2.82
+    halves = curve(timing, max_points=2)
+    assert [point["num_samples"] for point in halves] == [46, 45]
+    assert [point["p90_ms"] for point in halves] == [None, None]
+    assert (halves[0]["t_s"], halves[0]["median_ms"]) == (0.0, 1.0)
 
 
 def test_the_process_says_that_its_cpu_was_shared(tmp_path: Path) -> None:

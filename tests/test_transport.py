@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from edgecnn.devices.transport import (
     split_exit_code,
     transfer_failure,
 )
-from edgecnn.devices.waiting import stopped_by
+from edgecnn.devices.waiting import Stopped, stopped_by
+from edgecnn.devices.workspace import open_workspace
 from edgecnn.errors import DeviceError, DeviceTimeoutError
 
 MINIMAL = 'name = "board"\ntransport = "ssh"\nruntime = "litert"\nisa = "aarch64"\n'
@@ -121,8 +123,8 @@ def test_an_event_ends_what_another_thread_waits_for() -> None:
         with stopped_by(event):
             try:
                 run_process(["sleep", "20"], 30, "x")
-            except DeviceError as error:
-                said.append(error.message)
+            except Stopped as error:
+                said.append(str(error))
             times.append(time.monotonic() - start)
             said.append(run_process(["echo", "cleaned up"], 10, "x").text)
 
@@ -136,6 +138,39 @@ def test_an_event_ends_what_another_thread_waits_for() -> None:
     assert times[0] < 5
     with stopped_by(threading.Event()), pytest.raises(DeviceTimeoutError, match=r"x took longer than 0.5 s"):
         run_process(["sleep", "20"], 0.5, "x")
+
+
+def test_after_a_stop_a_board_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecnn.devices.waiting.CLEAN_UP_S", 0.3)
+    event = threading.Event()
+    event.set()
+    start = time.monotonic()
+    with stopped_by(event):
+        with pytest.raises(Stopped):
+            run_process(["sleep", "20"], 30, "x")
+        with pytest.raises(DeviceTimeoutError):
+            run_process(["sleep", "20"], 30, "x")
+    assert time.monotonic() - start < 5
+
+
+def test_a_stop_while_the_folder_is_made_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
+    event = threading.Event()
+    inner = FakeTransport(tmp_path / "board")
+
+    class Stopping:
+        """Ends the first command after the board has done it."""
+
+        name = "board"
+
+        def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
+            found = inner.run(argv, timeout_s=timeout_s, stdin=stdin)
+            event.set()
+            run_process(["true"], 5, "x")
+            return found
+
+    with stopped_by(event), pytest.raises(Stopped):
+        open_workspace(Stopping(), str(tmp_path / "work"))  # type: ignore[arg-type]
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import running
 from local_sshd import SSHD, LocalSshd, local_sshd
+from test_runner_session import write_onnx
 
 from edgecnn.devices import ssh
 from edgecnn.devices.deploy import open_executor
@@ -107,7 +110,7 @@ def test_a_full_disk_is_named(board: SshTransport, tmp_path: Path) -> None:
             "host key is not the one in known_hosts",
             r"ssh-keygen -f .*wrong_hosts -R '\[127",
         ),
-        ("intruder", "does not accept our key", "ssh-copy-id intruder"),
+        ("intruder", "does not accept our key", "ssh-copy-id -F .* intruder"),
         ("closed", "cannot be reached: it refused the connection", "is sshd running there"),
     ],
 )
@@ -169,7 +172,7 @@ def test_one_connection_carries_all_commands_and_is_closed(sshd: LocalSshd) -> N
     for _ in range(3):
         transport.run(["true"], timeout_s=20)
     assert len(sshd.sessions()) == 1
-    folder = Path(transport._folder)
+    folder = Path(str(transport._folder))
     assert folder.stat().st_mode & 0o777 == 0o700
     transport.close()
     assert not folder.exists()
@@ -178,6 +181,53 @@ def test_one_connection_carries_all_commands_and_is_closed(sshd: LocalSshd) -> N
             break
         time.sleep(0.1)
     assert sshd.sessions() == []
+
+
+def test_a_control_folder_that_is_removed_in_mid_session_is_made_anew(sshd: LocalSshd) -> None:
+    transport = SshTransport(sshd.device())
+    transport.run(["true"], timeout_s=20)
+    first = Path(str(transport._folder))
+    shutil.rmtree(first)
+    for _ in range(2):
+        assert transport.run(["echo", "still there"], timeout_s=20).text == "still there"
+    second = Path(str(transport._folder))
+    assert (second / "c").is_socket()
+    assert not first.exists()
+    transport.close()
+    assert not second.exists()
+    sshd.drop_connections()  # the first one, which nobody can talk to any more; it would end by itself later
+
+
+def test_a_control_folder_that_somebody_else_put_there_is_not_used(sshd: LocalSshd, tmp_path: Path) -> None:
+    transport = SshTransport(sshd.device())
+    first = Path(str(transport._folder))
+    first.rmdir()
+    first.symlink_to(tmp_path)
+    assert transport.run(["echo", "there"], timeout_s=20).text == "there"
+    assert list(tmp_path.iterdir()) == []
+    assert transport._folder != first
+    transport.close()
+    first.unlink()
+
+
+def test_without_a_place_for_the_socket_each_command_connects_on_its_own(
+    sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ssh.tempfile, "mkdtemp", refuse)
+    transport = SshTransport(sshd.device())
+    assert transport.run(["echo", "there"], timeout_s=20).text == "there"
+    (tmp_path / "local").write_bytes(b"bytes")
+    transport.push(tmp_path / "local", f"{tmp_path}/remote")
+    assert (tmp_path / "remote").read_bytes() == b"bytes"
+    for _ in range(50):
+        if not sshd.sessions():
+            break
+        time.sleep(0.1)
+    assert sshd.sessions() == []
+    transport.close()
 
 
 def test_what_a_profile_lacks_is_said_before_anything_runs(
@@ -276,6 +326,44 @@ def test_ctrl_c_ends_the_run_there_and_removes_its_files(sshd: LocalSshd, tmp_pa
     assert b"KeyboardInterrupt" in stderr
     assert edgecnn_folders(tmp_path / "work") == []
     assert ended(remote)
+
+
+def test_ctrl_c_stops_two_boards_at_once_and_cleans_both(sshd: LocalSshd, tmp_path: Path) -> None:
+    """Each alias has a TMPDIR of its own there, so that this machine plays two boards."""
+    pytest.importorskip("onnxruntime")
+    arguments = [str(write_onnx(tmp_path / "tiny.onnx")), "--sustained", "60s"]
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        config = tmp_path / f"{name}.config"
+        config.write_text(f"Host board\n  SetEnv TMPDIR={tmp_path}/{name}\n" + sshd.config.read_text())
+        (tmp_path / f"{name}.toml").write_text(
+            f'name = "{name}"\ntransport = "ssh"\nruntime = "onnxruntime"\nisa = "x86-64"\nhost = "board"\n'
+            f'ssh_config = "{config}"\npython = "{sys.executable}"\n'
+        )
+        arguments += ["--device", str(tmp_path / f"{name}.toml")]
+    process = subprocess.Popen(
+        running.command("bench", *arguments),
+        env={**running.environment(), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    pids: list[Path] = []
+    while time.monotonic() < deadline and len([pid for pid in pids if pid.read_text()]) < 2:
+        time.sleep(0.1)
+        pids = [*tmp_path.glob("*/edgecnn.*/pid")]
+    remote = [int(pid.read_text()) for pid in pids]
+    assert len(remote) == 2
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10  # of a minute; about 1 s on a quiet machine
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "interrupted; no unfinished file is left"
+    assert "Traceback" not in stderr
+    assert [*tmp_path.glob("left/*"), *tmp_path.glob("right/*")] == []
+    assert all(ended(pid) for pid in remote)
 
 
 def test_what_a_killed_host_left_is_removed_by_the_next(sshd: LocalSshd, tmp_path: Path) -> None:

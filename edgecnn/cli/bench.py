@@ -9,45 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgecnn.cli.options import ValuesCommand
+from edgecnn.cli.options import POSITIVE, DurationType, ThreadsType, ValuesCommand
 from edgecnn.errors import DeviceError, EdgeCNNError, OutputError, RunnerError
 
 if TYPE_CHECKING:
     from edgecnn.bench import BenchOptions
     from edgecnn.report.bench_results import BenchReport
-
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-POSITIVE = click.FloatRange(min=0, min_open=True)
-
-
-class ThreadsType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
-    """Text such as "1,2,4" as numbers of threads."""
-
-    name = "N,N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return one or more whole numbers, each once."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in parts) or len(set(parts)) < len(parts):
-            self.fail(f"{value!r} is no list of threads, expected whole numbers such as 1,2,4", param, ctx)
-        return tuple(int(part) for part in parts)
-
-
-class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
-    """Text such as "90", "90s", "10m" or "1h" as seconds."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return seconds above 0."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smh]?)", str(value).strip())
-        if found is None or float(found[1]) == 0:
-            self.fail(f"{value!r} is no duration, expected something like 90s or 10m", param, ctx)
-        return float(found[1]) * SECONDS[found[2]]
 
 
 @click.command(cls=ValuesCommand, short_help="Measure files on this machine or on boards.")
@@ -114,7 +81,10 @@ def bench(values: Mapping[str, Any]) -> None:
 
         print_bench(reports)
     if failures:
-        texts = [f"{name}: {error.message}" for name, error in failures.items()]
+        texts = [
+            error.message if error.message.startswith(name) else f"{name}: {error.message}"
+            for name, error in failures.items()
+        ]
         raise DeviceError("; ".join(texts), hint=next(iter(failures.values())).hint)
     broken = [f"{run.key} on {report.device}" for report in reports for run in report.runs if run.error]
     if broken:

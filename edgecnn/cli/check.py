@@ -8,10 +8,8 @@ from typing import Any
 
 import click
 
-from edgecnn.cli.options import ValuesCommand
+from edgecnn.cli.options import POSITIVE, ValuesCommand
 from edgecnn.errors import BudgetError, DataError
-
-POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(cls=ValuesCommand, short_help="Hold budgets against reports; exit code 3 if one is missed.")

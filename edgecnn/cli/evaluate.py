@@ -29,8 +29,8 @@ FRACTIONS = ("top1", "top5")
 def evaluate(values: Mapping[str, Any]) -> None:
     """Measure the accuracy of ARTIFACT, a file that compress wrote or any MODEL that it takes."""
     from edgecnn.cli.progress import TerminalProgress
-    from edgecnn.compress import CompressOptions
     from edgecnn.evaluation import evaluate as run
+    from edgecnn.options import CompressOptions
 
     options = CompressOptions(load=make_load_options(values), threads=values["threads"])
     with TerminalProgress() as progress:

@@ -78,18 +78,7 @@ class AdbTransport:
         self._connected = False
 
     def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
-        """Run a command there.
-
-        Args:
-            argv: its words; each arrives as it is, whatever it holds.
-            timeout_s: seconds after which this side gives up; the command may still be running there.
-            stdin: its input.
-
-        Raises:
-            DeviceError: if the device is not there or has not authorized this machine.
-            DeviceTimeoutError: if it takes too long.
-            TransportError: if the connection is lost.
-        """
+        """Run a command there, as `Transport.run` says."""
         found = run_process([*self._base, "shell", remote_command(argv)], timeout_s, self._what, stdin)
         exit_code, stderr = split_exit_code(found.stderr)
         stdout = found.stdout
@@ -101,24 +90,14 @@ class AdbTransport:
         return Completed(exit_code, stdout, stderr)
 
     def push(self, local: Path, remote: str) -> None:
-        """Send a file; it gets its name when all of it is there.
-
-        Raises:
-            DeviceError: if it cannot be written there, as when the disk is full.
-            TransportError: if the connection is lost.
-        """
+        """Send a file, as `Transport.push` says."""
         self._transfer(["push", str(local), f"{remote}.part"], local.stat().st_size, remote)
         moved = self.run(["mv", f"{remote}.part", remote], timeout_s=START_TIMEOUT_S)
         if moved.exit_code != 0:
             raise transfer_failure(self.name, remote, moved)
 
     def pull(self, remote: str, local: Path) -> None:
-        """Fetch a file.
-
-        Raises:
-            DeviceError: if it cannot be read there.
-            TransportError: if the connection is lost.
-        """
+        """Fetch a file, as `Transport.pull` says."""
         size = self.run(["wc", "-c", remote], timeout_s=START_TIMEOUT_S)
         if size.exit_code != 0:
             raise transfer_failure(self.name, remote, size)

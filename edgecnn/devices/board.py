@@ -153,7 +153,8 @@ class BoardExecutor:
             argv = [self._folder, self._runner, request_path, result_path]
             found = self._retry(lambda: self._start_run(argv, timeout_s))
             read = ["cat", result_path]
-            answer = self._retry(lambda: self._transport.run(read, timeout_s=SETUP_TIMEOUT_S))
+            fetch_s = max(SETUP_TIMEOUT_S, timeout_s)  # the samples of a long run are tens of MB
+            answer = self._retry(lambda: self._transport.run(read, timeout_s=fetch_s))
             self._remove(request_path, result_path, self._pid)
             local_result = Path(name) / "result.json"
             if answer.exit_code == 0:
@@ -171,7 +172,7 @@ class BoardExecutor:
             self.stop()
             raise RunnerError(
                 f"the runner took longer than {timeout_s:g} s on {self.device.name} and was stopped",
-                hint="fewer samples, or a longer time limit",
+                hint="is it overloaded? fewer runs or images, or a smaller network, take less time",
             ) from error
         self._running = False
         return found

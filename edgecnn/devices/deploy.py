@@ -9,8 +9,11 @@ A board is left as it was found, also after an error and Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any, Protocol
 
 from edgecnn.devices.adb import AdbTransport
@@ -83,11 +86,37 @@ def open_executor(device: Device, transport: Transport | None = None) -> Iterato
             executor.start()
             yield executor
         except BaseException as error:
-            with contextlib.suppress(DeviceError):
-                executor.stop()
-            _clean_up(opened, workspace, error)
+            with _before_ctrl_c():
+                with contextlib.suppress(DeviceError):
+                    executor.stop()
+                _clean_up(opened, workspace, error)
             raise
-        _clean_up(opened, workspace, None)
+        with _before_ctrl_c():
+            _clean_up(opened, workspace, None)
+
+
+@contextlib.contextmanager
+def _before_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C wait until the board is cleaned up, which takes a second; a further one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.getsignal(signal.SIGINT)
+    waiting = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if waiting and callable(earlier):
+            earlier(number, frame)
+        waiting = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if earlier is None else earlier)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def open_transport(device: Device) -> Transport:

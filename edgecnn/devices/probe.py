@@ -22,6 +22,7 @@ from edgecnn.devices.transport import Completed, Transport, run_process
 from edgecnn.devices.wheels import install_command
 from edgecnn.errors import DeviceError
 from edgecnn.runner.environment import cpu_flags, cpu_name, isa_name
+from edgecnn.runner.runtimes import numpy_mismatch
 
 TIMEOUT_S = 180.0
 MIN_DISK_BYTES = 300 * 2**20
@@ -161,7 +162,7 @@ def probe(device: Device, transport: Transport | None = None) -> DeviceProbe:
 def _read(device: Device, found: Completed) -> DeviceProbe:
     try:
         values = json.loads(found.stdout)
-        packages = {name: Package(**entry) for name, entry in values["packages"].items()}
+        packages = _without_mismatch({name: Package(**entry) for name, entry in values["packages"].items()})
         cpuinfo, machine = values["cpuinfo"], values["machine"]
         isa = isa_name(machine, cpu_flags(cpuinfo), values["bits"])
         probed = DeviceProbe(
@@ -213,8 +214,17 @@ def _works(probed: DeviceProbe, name: str) -> bool:
     return name in probed.packages and probed.packages[name].error is None
 
 
+def _without_mismatch(packages: dict[str, Package]) -> dict[str, Package]:
+    """Return the packages, tflite-runtime beside numpy 2 as broken: it imports, and opens no file."""
+    found, numpy = packages.get("tflite-runtime"), packages.get("numpy")
+    if found is None or numpy is None or found.error is not None:
+        return packages
+    error = numpy_mismatch("tflite_runtime", found.version, numpy.version)
+    return packages if error is None else {**packages, "tflite-runtime": Package(None, error)}
+
+
 def _broken(probed: DeviceProbe) -> list[str]:
-    """Say what is installed and cannot be imported."""
+    """Say what is installed and does not work."""
     advice = []
     for name, package in probed.packages.items():
         if package.error is None:
@@ -225,7 +235,7 @@ def _broken(probed: DeviceProbe) -> list[str]:
             reason = "illegal instruction: its build is for a newer CPU; install an older version"
         elif name == "tflite-runtime" and numpy and (_version(numpy.version or "") or (0, 0)) >= (2, 0):
             reason = f"it needs numpy 1 and finds {numpy.version}: pip install 'numpy<2'"
-        advice.append(f"{name} is installed and cannot be imported: {reason}")
+        advice.append(f"{name} is installed and does not work: {reason}")
     return advice
 
 

@@ -7,8 +7,10 @@ key is trusted that the user has not accepted, and one connection carries all co
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,35 +78,15 @@ class SshTransport:
         self.name = device.name
         self.host = device.host
         self._base = [program, *(["-F", device.ssh_config] if device.ssh_config else [])]
-        parent = tempfile.gettempdir()
-        if len(parent) > MAX_FOLDER_CHARACTERS and Path("/tmp").is_dir():
-            parent = "/tmp"
-        self._folder = tempfile.mkdtemp(prefix="ecs", dir=parent)  # mode 0700
-        self._control = ["-o", f"ControlPath={self._folder}/c"]
+        self._folder = _control_folder()
         self._connected = False
 
     def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
-        """Run a command there.
-
-        Args:
-            argv: its words; each arrives as it is, whatever it holds.
-            timeout_s: seconds after which this side gives up; the command may still be running there.
-            stdin: its input.
-
-        Raises:
-            DeviceError: if the board cannot be reached or does not let us in.
-            DeviceTimeoutError: if it takes too long.
-            TransportError: if the connection is lost.
-        """
+        """Run a command there, as `Transport.run` says."""
         return self._run(argv, timeout_s, stdin)
 
     def push(self, local: Path, remote: str) -> None:
-        """Send a file; it gets its name when all of it is there.
-
-        Raises:
-            DeviceError: if it cannot be written there, as when the disk is full.
-            TransportError: if the connection is lost.
-        """
+        """Send a file, as `Transport.push` says."""
         size = local.stat().st_size
         script = 'cat > "$1.part" && [ "$(($(wc -c < "$1.part")))" = "$2" ] && mv "$1.part" "$1"'
         argv = ["sh", "-c", script, "sh", remote, str(size)]
@@ -116,12 +98,7 @@ class SshTransport:
             raise transfer_failure(self.name, remote, completed)
 
     def pull(self, remote: str, local: Path) -> None:
-        """Fetch a file.
-
-        Raises:
-            DeviceError: if it cannot be read there.
-            TransportError: if the connection is lost.
-        """
+        """Fetch a file, as `Transport.pull` says."""
         size = self._run(["wc", "-c", remote], push_timeout_s(0), None)
         if size.exit_code != 0:
             raise transfer_failure(self.name, remote, size)
@@ -132,9 +109,12 @@ class SshTransport:
 
     def close(self) -> None:
         """End the connection."""
-        if Path(self._folder, "c").exists():
+        if self._folder is None:
+            return
+        if (self._folder / "c").exists():
             with contextlib.suppress(DeviceError):
-                command = [*self._base, *self._control, "-O", "exit", "--", self.host]
+                control = ["-o", f"ControlPath={self._folder}/c"]
+                command = [*self._base, *control, "-O", "exit", "--", self.host]
                 run_process(command, CLOSE_TIMEOUT_S, f"ssh {self.host}")
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -145,20 +125,31 @@ class SshTransport:
             "ConnectionAttempts": 1,
             "ServerAliveInterval": ALIVE_INTERVAL_S,
             "ServerAliveCountMax": ALIVE_COUNT,
-            "ControlMaster": "auto",
-            "ControlPersist": PERSIST_S,
+            **self._sharing(),
             "ClearAllForwardings": "yes",
             "RemoteCommand": "none",
             "RequestTTY": "no",
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        command = [*self._base, *words, *self._control, "--", self.host, remote_command(argv)]
+        command = [*self._base, *words, "--", self.host, remote_command(argv)]
         found = run_process(command, timeout_s, f"ssh {self.host}", stdin)
         exit_code, stderr = split_exit_code(found.stderr)
         if exit_code is None:
             raise self._failure(found)
         self._connected = True
         return Completed(exit_code, found.stdout, stderr)
+
+    def _sharing(self) -> dict[str, object]:
+        """Return the options that let all commands share a connection, if there is room for its socket.
+
+        A folder that is gone, as when /tmp is cleaned, is replaced by a new one: ssh fails without.
+        """
+        if self._folder is None or not _is_ours(self._folder):
+            self._folder = _control_folder()
+        if self._folder is None:
+            return {"ControlMaster": "no", "ControlPath": "none"}
+        path = f"{self._folder}/c"
+        return {"ControlMaster": "auto", "ControlPersist": PERSIST_S, "ControlPath": path}
 
     def _failure(self, found: Completed) -> DeviceError:
         """Return the error for a command that ended without its exit code."""
@@ -180,9 +171,10 @@ class SshTransport:
                 f"or ssh-keyscan -p {port} {shlex.quote(host)} >> {known_hosts}",
             )
         if "Permission denied" in said or "Too many authentication failures" in said:
+            copy_key = shlex.join(["ssh-copy-id", *self._base[1:], self.host])
             return DeviceError(
                 f"{where}: it does not accept our key: {last_words(found.stderr)}",
-                hint=f"ssh-copy-id {shlex.quote(self.host)}, or load your key with ssh-add; "
+                hint=f"{copy_key}, or load your key with ssh-add; "
                 f"then {self._by_hand()} must work without a password",
             )
         if self._connected:
@@ -216,3 +208,23 @@ class SshTransport:
                 if key in values and value:
                     values[key] = value
         return values["hostname"], values["port"], values["userknownhostsfile"].split()[0]
+
+
+def _control_folder() -> Path | None:
+    """Make a folder of mode 0700 for a connection's socket; None where none can be made."""
+    parent = tempfile.gettempdir()
+    if len(parent) > MAX_FOLDER_CHARACTERS and Path("/tmp").is_dir():
+        parent = "/tmp"
+    try:
+        return Path(tempfile.mkdtemp(prefix="ecs", dir=parent))
+    except OSError:
+        return None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder is there and still the one that was made: no link, and nobody else's."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & 0o777 == 0o700

@@ -57,20 +57,41 @@ class Completed:
 
 @runtime_checkable
 class Transport(Protocol):
-    """A way to a board. All methods raise DeviceError; TransportError when a working connection was lost."""
+    """A way to a board.
+
+    Each method raises DeviceError for a board that cannot be reached or does not let us in, and
+    TransportError when a connection that worked is lost.
+    """
 
     name: str
 
     def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
-        """Run a command there, each word as it is."""
+        """Run a command there.
+
+        Args:
+            argv: its words; each arrives as it is, whatever it holds.
+            timeout_s: seconds after which this side gives up; the command may still be running there.
+            stdin: its input.
+
+        Raises:
+            DeviceTimeoutError: if it takes too long.
+        """
         ...
 
     def push(self, local: Path, remote: str) -> None:
-        """Send a file; it gets its name when all of it is there."""
+        """Send a file; it gets its name when all of it is there.
+
+        Raises:
+            DeviceError: if it cannot be written there, as when the disk is full.
+        """
         ...
 
     def pull(self, remote: str, local: Path) -> None:
-        """Fetch a file."""
+        """Fetch a file.
+
+        Raises:
+            DeviceError: if it cannot be read there.
+        """
         ...
 
     def close(self) -> None:

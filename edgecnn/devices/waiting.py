@@ -12,22 +12,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-
-from edgecnn.errors import DeviceError
+from dataclasses import dataclass
 
 POLL_S = 0.2
+CLEAN_UP_S = 10.0
+"""Allowed for each process of the cleaning up after a stop: the board may be what hangs."""
 
-_EVENT: ContextVar[threading.Event | None] = ContextVar("_EVENT", default=None)
+
+class Stopped(KeyboardInterrupt):
+    """The work of this thread was stopped; it cleans up as after a Ctrl-C of its own."""
+
+
+@dataclass
+class _Stop:
+    """What may end this thread's work, and whether it has."""
+
+    event: threading.Event
+    happened: bool = False
+
+
+_STOP: ContextVar[_Stop | None] = ContextVar("_STOP", default=None)
 
 
 @contextlib.contextmanager
 def stopped_by(event: threading.Event) -> Iterator[None]:
     """Let an event end the first process that this thread waits for after it is set."""
-    token = _EVENT.set(event)
+    token = _STOP.set(_Stop(event))
     try:
         yield
     finally:
-        _EVENT.reset(token)
+        _STOP.reset(token)
 
 
 def wait_for(process: subprocess.Popen[bytes], timeout_s: float) -> int:
@@ -35,16 +49,18 @@ def wait_for(process: subprocess.Popen[bytes], timeout_s: float) -> int:
 
     Raises:
         subprocess.TimeoutExpired: if it takes longer.
-        DeviceError: if `stopped_by` says so; what runs after that, to clean up, is not stopped again.
+        Stopped: if `stopped_by` says so; what runs after that, to clean up, is not stopped again.
     """
-    event = _EVENT.get()
-    if event is None:
+    stop = _STOP.get()
+    if stop is None:
         return process.wait(timeout_s)
+    if stop.happened:
+        return process.wait(min(timeout_s, CLEAN_UP_S))
     deadline = time.monotonic() + timeout_s
     while True:
-        if event.is_set():
-            _EVENT.set(None)
-            raise DeviceError("stopped before it was done")
+        if stop.event.is_set():
+            stop.happened = True
+            raise Stopped("stopped before it was done")
         left = deadline - time.monotonic()
         try:
             return process.wait(max(0.0, min(left, POLL_S)))

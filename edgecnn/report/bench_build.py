@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecnn.report.bench_results import BenchRun, Comparison
-from edgecnn.runner.statistics import compare, median, median_interval, summarize
+import numpy as np
+
+from edgecnn.errors import RunnerError
+from edgecnn.report.bench_results import BenchRun, Comparison, split_blocks
+from edgecnn.report.latencies import Latencies
+from edgecnn.runner.samples import Int64Array, unpack_json
+from edgecnn.runner.statistics import compare, drift_of, median, median_interval, summarize_distribution
 from edgecnn.runner.taints import drift_taint
 
 PHASES = ("import_ms", "load_ms", "first_ms", "warmup_ms")
@@ -50,25 +54,28 @@ def build_run(
             single process keeps the blocks it made itself.
         error: why the run broke; then no number is given, whatever the blocks before it said.
         profile: operators, from a process of its own.
+
+    Raises:
+        RunnerError: if the samples of a block are damaged.
     """
     known = results[0] if results else {}
     head = (file.sha256, file.size_bytes, known.get("runtime", ""), known.get("runtime_version", ""), threads)
     if error is not None or not results:
         return BenchRun(key, str(file.path), *head, error=error or "no block was measured")
-    blocks = [list(entry["samples_ns"]) for entry in results]
-    samples = [sample for block in blocks for sample in block]
+    blocks = [_samples(entry, key) for entry in results]
+    samples = np.concatenate(blocks)
     if len(results) == 1:
-        blocks = _split(samples, known["block_lengths"])
-    lengths = [len(block) for block in blocks]
-    summary = summarize(samples)
+        blocks = split_blocks(samples, known["block_lengths"])
+    latencies = Latencies(samples)
+    summary = summarize_distribution(latencies.distribution, drift_of(samples))
     return BenchRun(
         key,
         str(file.path),
         *head,
-        samples_ns=tuple(samples),
-        block_lengths=tuple(lengths),
+        samples_ns=latencies,
+        block_lengths=tuple(map(len, blocks)),
         median_ms=summary["median_ms"],
-        median_interval_ms=_interval(blocks, summary["median_interval_ms"]),
+        median_interval_ms=_interval(blocks, summary),
         p90_ms=summary["p90_ms"],
         p99_ms=summary["p99_ms"],
         iqr_ms=summary["iqr_ms"],
@@ -79,6 +86,7 @@ def build_run(
         profile=None if profile is None else tuple(dict(row) for row in profile),
         delegate=known.get("delegate"),
         trace=_trace(results),
+        curve=tuple(known.get("curve") or ()) if len(results) == 1 else (),
         taints=_taints(results, summary["drift"]),
     )
 
@@ -94,10 +102,12 @@ def build_comparison(baseline: BenchRun, candidate: BenchRun) -> Comparison | No
     )
 
 
-def _split(samples: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Return samples as blocks of the given lengths."""
-    rest = iter(samples)
-    return [list(itertools.islice(rest, length)) for length in lengths]
+def _samples(entry: Mapping[str, Any], key: str) -> Int64Array:
+    """Return the raw latencies of one process in ns."""
+    try:
+        return unpack_json(entry["samples_ns"])
+    except ValueError as error:
+        raise RunnerError(f"{key}: the runner's result is damaged: {error}", hint="run again") from error
 
 
 def _phases(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -148,20 +158,21 @@ def _taints(results: Sequence[Mapping[str, Any]], drift: float | None) -> tuple[
         taint = drift_taint(drift)
         found.update({"drifted": [taint] * total} if taint else {})
     return tuple(
-        texts[0] if len(texts) == total else f"{texts[0]} (one of {len(texts)} such processes of {total})"
+        texts[0] if len(texts) == total else f"{texts[0]} (in {len(texts)} of {total} processes)"
         for texts in found.values()
     )
 
 
-def _interval(blocks: Sequence[Sequence[int]], pooled: Sequence[float] | None) -> tuple[float, ...] | None:
+def _interval(blocks: Sequence[Int64Array], summary: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Return the median's interval in ms from the blocks' medians, since samples in a row are alike.
 
     Args:
         blocks: latencies in ns.
-        pooled: the interval of all samples in ms, taken below 6 blocks.
+        summary: of all of them; its interval is taken below 6 blocks.
     """
-    found = median_interval([median(block) for block in blocks if block])
+    found = median_interval([median(block) for block in blocks if len(block)])
     if found is None:
+        pooled = summary["median_interval_ms"]
         return None if pooled is None else tuple(pooled)
-    middle = median([sample for block in blocks for sample in block])
-    return min(found[0], middle) / 1e6, max(found[1], middle) / 1e6
+    middle_ms = summary["median_ms"]
+    return min(found[0] / 1e6, middle_ms), max(found[1] / 1e6, middle_ms)

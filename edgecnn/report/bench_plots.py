@@ -74,10 +74,11 @@ def _samples(run: BenchRun, naming: Naming) -> Samples:
     interval = None
     if run.median_interval_ms is not None:
         interval = (run.median_interval_ms[0], run.median_interval_ms[1])
-    values = [sample / 1e6 for sample in run.samples_ns]
+    values = run.samples_ns.array / 1e6
     times = [float(moment["t_s"]) for moment in run.trace if moment.get("t_s") is not None]
     span = max(times) - min(times) if times else None
-    return Samples(naming.label(run), naming.series(run), values, interval, span)
+    spread = run.samples_ns.distribution.scaled(1e-6)
+    return Samples(naming.label(run), naming.series(run), values, interval, span, spread)
 
 
 def _sweep_figures(runs: Sequence[BenchRun], naming: Naming) -> Iterable[Figure]:
@@ -99,7 +100,7 @@ def _latency_table(runs: Sequence[BenchRun], naming: Naming) -> Table:
         few = "too few runs"
         rare = [few if value is None else ms_text(value) for value in (run.p90_ms, run.p99_ms)]
         figures = (ms_text(run.min_ms), ms_text(run.iqr_ms), *rare)
-        counts = f"{len(run.samples_ns)} in {len(run.block_lengths)}"
+        counts = f"{len(run.samples_ns):,} in {len(run.block_lengths)}"
         rows.append(
             (
                 naming.label(run),

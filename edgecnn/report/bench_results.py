@@ -7,11 +7,15 @@ percentile is None below the samples it needs, a ratio without an interval is "u
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from edgecnn.errors import DataError
+from edgecnn.report.latencies import Latencies
 from edgecnn.report.schema import from_values, to_values
+from edgecnn.runner.samples import Int64Array
 
 SCHEMA_VERSION = 1
 KIND = "bench"
@@ -33,7 +37,9 @@ class BenchRun:
         runtime: "onnxruntime" or "litert"; empty when the run broke before it was known.
         runtime_version: of the runtime.
         threads: inside an operator.
-        samples_ns: every timed latency in the order it was measured; nothing is ever removed.
+        samples_ns: every timed latency in the order it was measured; nothing is ever removed. Any sequence of
+            whole numbers may be given. JSON has a list, or above 50,000 of them the packed form of
+            `edgecnn.runner.samples`.
         block_lengths: how many of them each block holds; a block is one process when files are compared.
         median_ms: middle latency; None when the run broke.
         median_interval_ms: 95 % confidence interval of the median, (low, high); None below 6 samples.
@@ -47,6 +53,8 @@ class BenchRun:
         profile: operators, {"op", "name", "total_ms", "count", "share"}; None when not asked for.
         delegate: {"partitions", "delegated_ops", "total_ops"}; None where the runtime has no delegate.
         trace: {"t_s", "temperature_c", "frequency_mhz", "throttled"} over the run.
+        curve: of a sustained run at most 600 windows of as many latencies in a row: {"t_s", "num_samples",
+            "min_ms", "median_ms", "p90_ms", "max_ms"} on the trace's clock.
         taints: why the numbers should not be relied on; empty for a clean run.
         error: why the run broke; None for one that did not.
     """
@@ -58,7 +66,7 @@ class BenchRun:
     runtime: str
     runtime_version: str
     threads: int
-    samples_ns: tuple[int, ...] = ()
+    samples_ns: Latencies = field(default_factory=Latencies)
     block_lengths: tuple[int, ...] = ()
     median_ms: float | None = None
     median_interval_ms: tuple[float, ...] | None = None
@@ -72,11 +80,14 @@ class BenchRun:
     profile: tuple[dict[str, Any], ...] | None = None
     delegate: dict[str, Any] | None = None
     trace: tuple[dict[str, Any], ...] = ()
+    curve: tuple[dict[str, Any], ...] = ()
     taints: tuple[str, ...] = ()
     error: str | None = None
 
     def __post_init__(self) -> None:
         """Check that a broken run has no number, a whole one has some, and the blocks add up."""
+        if not isinstance(self.samples_ns, Latencies):
+            object.__setattr__(self, "samples_ns", Latencies(self.samples_ns))
         if (self.error is None) != (self.median_ms is not None):
             raise ValueError(f"run {self.key} has error {self.error!r} and median_ms {self.median_ms}")
         if sum(self.block_lengths) != len(self.samples_ns):
@@ -89,19 +100,27 @@ class BenchRun:
             )
 
     @property
-    def blocks_ns(self) -> list[tuple[int, ...]]:
+    def blocks_ns(self) -> list[Int64Array]:
         """The samples block by block.
 
         Example:
-            >>> run = BenchRun("a", "a.onnx", "", 1, "onnxruntime", "1", 1, (3, 4, 5), (1, 2), 4e-6)
-            >>> run.blocks_ns
-            [(3,), (4, 5)]
+            >>> samples = Latencies([3, 4, 5])
+            >>> run = BenchRun("a", "a.onnx", "", 1, "onnxruntime", "1", 1, samples, (1, 2), 4e-6)
+            >>> [block.tolist() for block in run.blocks_ns]
+            [[3], [4, 5]]
         """
-        blocks, start = [], 0
-        for length in self.block_lengths:
-            blocks.append(self.samples_ns[start : start + length])
-            start += length
-        return blocks
+        return split_blocks(self.samples_ns.array, self.block_lengths)
+
+
+def split_blocks(samples: Int64Array, lengths: Sequence[int]) -> list[Int64Array]:
+    """Return samples as blocks of the given lengths.
+
+    Args:
+        samples: (n,).
+        lengths: their sum is n.
+    """
+    ends = list(accumulate(lengths))
+    return [samples[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 @dataclass(frozen=True)

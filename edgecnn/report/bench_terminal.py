@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -18,6 +18,7 @@ from edgecnn.report.bench_results import (
 )
 from edgecnn.report.numbers import bytes_text, ms_text, percent_text
 from edgecnn.report.side_by_side import Row
+from edgecnn.report.terminal import warnings_table
 from edgecnn.runner.statistics import median
 
 LONG_NS = 30 * 10**9
@@ -43,7 +44,7 @@ def render_bench(report: BenchReport) -> RenderableType:
         parts += [Text(), _comparisons(report.comparisons, report.emulated)]
     if report.accuracy:
         parts += [Text(), _accuracy(report.accuracy, report.data)]
-    long = [run for run in report.runs if sum(run.samples_ns) >= LONG_NS]
+    long = [run for run in report.runs if run.samples_ns.total_ns >= LONG_NS]
     if long:
         parts += [Text(), _over_time(long)]
     for run in report.runs:
@@ -51,7 +52,7 @@ def render_bench(report: BenchReport) -> RenderableType:
             parts += [Text(), _profile(run)]
     warnings = [text for text in report.warnings if text != EMULATED]
     if warnings:
-        parts += [Text(), _warnings(warnings)]
+        parts += [Text(), warnings_table(*warnings)]
     return Group(*parts)
 
 
@@ -81,16 +82,9 @@ def comparison_text(comparison: Comparison) -> str:
     return f"{word} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
-def _ms(value: float | None) -> str:
-    return "-" if value is None else ms_text(value)
-
-
-def _bytes(value: int | None) -> str:
-    return "-" if value is None else bytes_text(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else percent_text(value)
+def _or_dash(value: float | None, text: Callable[[float | None], str]) -> str:
+    """Return a figure as text, and in a table "-" where there is none."""
+    return "-" if value is None else text(value)
 
 
 def _grid(widths: Sequence[tuple[str, bool]]) -> Table:
@@ -144,7 +138,14 @@ def _runs(runs: Sequence[BenchRun]) -> Table:
         name = run.key.rpartition("@")[0] or run.key
         if run.error is not None:
             table.add_row(
-                name, str(run.threads), Text("failed", style="bold red"), "", "", "", "", _size(run)
+                name,
+                str(run.threads),
+                Text("failed", style="bold red"),
+                "",
+                "",
+                "",
+                "",
+                bytes_text(run.size_bytes),
             )
             continue
         style = "yellow" if run.taints else "bold"
@@ -153,18 +154,14 @@ def _runs(runs: Sequence[BenchRun]) -> Table:
         table.add_row(
             name,
             str(run.threads),
-            Text(_ms(run.median_ms) + mark, style=style),
+            Text(_or_dash(run.median_ms, ms_text) + mark, style=style),
             _spread(run),
-            _ms(run.p90_ms),
-            _ms(load),
-            _bytes(run.peak_rss_bytes),
-            _size(run),
+            _or_dash(run.p90_ms, ms_text),
+            _or_dash(load, ms_text),
+            _or_dash(run.peak_rss_bytes, bytes_text),
+            bytes_text(run.size_bytes),
         )
     return table
-
-
-def _size(run: BenchRun) -> str:
-    return _bytes(run.size_bytes)
 
 
 def _spread(run: BenchRun) -> str:
@@ -203,9 +200,9 @@ def _accuracy(entries: Sequence[BoardAccuracy], data: str | None) -> Table:
         table.add_row(
             entry.key,
             str(entry.num_samples),
-            _percent(entry.top1),
-            _percent(entry.top5),
-            _percent(entry.agreement_with_host),
+            _or_dash(entry.top1, percent_text),
+            _or_dash(entry.top5, percent_text),
+            _or_dash(entry.agreement_with_host, percent_text),
             Text(apart, style="green" if entry.holds else "yellow"),
         )
     return table
@@ -217,7 +214,8 @@ def _over_time(runs: Sequence[BenchRun]) -> Table:
     table = _grid([("over time", False), *((name, True) for name in columns)])
     for run in runs:
         quarter = max(1, len(run.samples_ns) // 4)
-        ends = [median(run.samples_ns[:quarter]) / 1e6, median(run.samples_ns[-quarter:]) / 1e6]
+        samples = run.samples_ns.array
+        ends = [median(samples[:quarter]) / 1e6, median(samples[-quarter:]) / 1e6]
         ranges = [_range(run, "temperature_c", "°C"), _range(run, "frequency_mhz", "MHz")]
         table.add_row(run.key, *map(ms_text, ends), *ranges)
     return table
@@ -239,16 +237,6 @@ def _profile(run: BenchRun) -> Table:
     table = _grid([(f"operators of {run.key}{more}", False), ("name", False), ("share", True)])
     for row in rows[:MAX_OPS]:
         table.add_row(str(row["op"]), Text(str(row["name"])[:40]), f"{100 * row['share']:.1f} %")
-    return table
-
-
-def _warnings(texts: Sequence[str]) -> Table:
-    """Return warnings with their lines set in."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(width=8, no_wrap=True)
-    table.add_column(overflow="fold")
-    for text in texts:
-        table.add_row(Text("warning", style="bold yellow"), Text(text))
     return table
 
 
@@ -276,5 +264,5 @@ def print_rows(
     head = Text(f"first   {names[0]}\nsecond  {names[1]}", overflow="fold")
     parts: list[RenderableType] = [Text(), head, Text(), table]
     if warnings:
-        parts += [Text(), _warnings(warnings)]
+        parts += [Text(), warnings_table(*warnings)]
     console.print(Group(*parts))

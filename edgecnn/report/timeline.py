@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+
+import numpy as np
 
 from edgecnn.report.numbers import time_axis
 from edgecnn.report.plots import MAX_DOTS, Samples, fence
@@ -40,15 +41,15 @@ def timeline(rows: Sequence[Samples], traces: Sequence[Sequence[Moment]], width:
         traces: of each artifact's run, may be empty.
         width: px.
     """
-    series = [(row, decimate(_timed(row))) for row in rows]
+    series = [(row, timed_dots(row)) for row in rows]
     panels = _panels(traces)
     legend = _legend(rows, width)
     top = legend[-1][1] + 42
     left, right, bottom = 50.0, width - 12, top + 200
     end = max([points[-1][0] for _, points in series] + [trace[-1].t_s for trace in traces if trace])
     x_scale = Scale(0.0, end or 1.0, left, right)
-    high = max(fence(row.values_ms) for row in rows)
-    low = min(min(row.values_ms) for row in rows)
+    high = max(fence(row.spread) for row in rows)
+    low = min(row.spread.ranked(1) for row in rows)
     y_low = 0.0 if high > 2 * low else max(low - (high - low or high or 1.0) * 0.15, 0.0)
     y_scale = Scale(y_low, high + ((high - y_low) * 0.05 or 1.0), bottom, top)
     floor = bottom + PANEL * len(panels)
@@ -76,29 +77,29 @@ def timeline(rows: Sequence[Samples], traces: Sequence[Sequence[Moment]], width:
     return canvas.render()
 
 
-def decimate(points: Sequence[Point], most: int = MAX_DOTS) -> list[Point]:
-    """Return all points, or of more than `most` each group's median and its largest, in order.
+def timed_dots(row: Samples, most: int = MAX_DOTS) -> list[Point]:
+    """Return each latency with the second at which it ended, of more than `most` a selection.
+
+    They are then put into groups of as many in a row, of which each gives its median and its slowest.
 
     Example:
-        >>> decimate([(0, 5), (1, 7), (2, 6), (3, 1), (4, 9), (5, 2)], most=4)
-        [(1, 7), (2, 6), (4, 9), (5, 2)]
+        >>> timed_dots(Samples("a", 0, [5000, 7000, 6000, 1000, 9000, 2000]), most=4)
+        [(12.0, 7000.0), (18.0, 6000.0), (28.0, 9000.0), (30.0, 2000.0)]
     """
-    if len(points) <= most:
-        return list(points)
-    num_groups = max(most // 2, 1)
+    values = np.asarray(row.values_ms, np.float64)
+    seconds = float(values.sum()) / 1e3
+    factor = 1.0 if row.span_s is None or seconds <= 0 else max(row.span_s / seconds, 1.0)
+    num_groups = max(most // 2, 1) if len(values) > most else len(values)
     found: list[Point] = []
+    elapsed_ms = 0.0
     for index in range(num_groups):
-        group = points[index * len(points) // num_groups : (index + 1) * len(points) // num_groups]
-        ordered = sorted(group, key=lambda point: point[1])
-        found += sorted({ordered[len(ordered) // 2], ordered[-1]})
+        group = values[index * len(values) // num_groups : (index + 1) * len(values) // num_groups]
+        ends = elapsed_ms + np.cumsum(group)
+        middle = np.argpartition(group, len(group) // 2)[len(group) // 2]
+        kept = sorted({int(middle), int(group.argmax())})
+        found += [(factor * float(ends[i]) / 1e3, float(group[i])) for i in kept]
+        elapsed_ms = float(ends[-1])
     return found
-
-
-def _timed(row: Samples) -> list[Point]:
-    """Return each latency with the second at which it ended."""
-    times = list(accumulate(value / 1e3 for value in row.values_ms))
-    factor = 1.0 if row.span_s is None or times[-1] <= 0 else max(row.span_s / times[-1], 1.0)
-    return [(time * factor, value) for time, value in zip(times, row.values_ms, strict=True)]
 
 
 def _panels(traces: Sequence[Sequence[Moment]]) -> list[tuple[str, list[list[Point]]]]:

@@ -58,7 +58,11 @@ def write_result(path: Path, result: Dict[str, Any]) -> None:
         OSError: if it cannot be written.
     """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    encoder = json.JSONEncoder(allow_nan=False, default=lambda pieces: pieces.listed())
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.writelines(
+            encoder.iterencode(result)
+        )  # bit by bit: the samples of a long run are never all here
     temporary.replace(path)
 
 

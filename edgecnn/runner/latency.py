@@ -19,7 +19,7 @@ from .request import PRESETS, ArtifactRequest, Request
 from .runtimes import import_runtime, runtime_of
 from .sensors import Monitor
 from .session import Session, SessionOptions, open_with
-from .taints import Clocks, clock_taint, cpu_taints, drift_taint, load_taint, throttle_taint
+from .taints import Clocks, clock_taint, cpu_taints, drift_taint, load_taint, suspend_taint, throttle_taint
 
 PROFILE_SECONDS = 1.0
 MAX_TRACE_SAMPLES = 1000
@@ -105,10 +105,12 @@ def _start(request: Request, entry: ArtifactRequest, images: Optional[Images], s
 def _common_taints(before: Clocks, monitor: Monitor) -> List[str]:
     """Return the taints of the whole run."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    after = Clocks.now()
     found = [
         throttle_taint(monitor.samples),
         load_taint(before, cores),
-        clock_taint(before, Clocks.now()),
+        suspend_taint(before, after),
+        clock_taint(before, after),
     ]
     return [taint for taint in found if taint is not None]
 
@@ -130,7 +132,7 @@ def _describe(request: Request, started: Started, monitor: Monitor, common: List
         taints=taints,
     )
     if request.sustained_s is not None:
-        entry["curve"] = [list(point) for point in curve(timing)]
+        entry["curve"] = curve(timing)
     if request.preset is not None:
         entry["preset"] = _preset(request.preset, entry, timing)
         if not entry["preset"]["met"]:

@@ -6,7 +6,8 @@ Timed blocks go in rounds; a round runs one block of every artifact, and the ord
 round to round (A B, B A, ...; with three A B C, C B A, B C A, A C B, ...), so that drift of the machine
 falls on all alike. Each block starts with one untimed run, since the artifact before it emptied the
 caches or the sensors were read. Sensors are read between blocks, and no thread runs beside the timed code.
-Garbage collection is off while samples are taken. All samples are kept.
+Garbage collection is off while samples are taken. All samples are kept; those of long runs are packed
+between blocks.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ from __future__ import annotations
 import gc
 import math
 import time
+from array import array
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+import numpy as np
 
 from .runtimes import IMPORT_MS
+from .samples import Int64Array, SampleStore
 from .sensors import Monitor
 from .session import Session
-from .statistics import compare, median, summarize
+from .statistics import (
+    MIN_SAMPLES_P90,
+    Distribution,
+    compare,
+    drift_quarter,
+    median,
+    percentile,
+    ratio_of_medians,
+    summarize_distribution,
+)
 from .taints import CpuUse
 
 MIN_WARMUP_RUNS = 6
@@ -31,7 +45,7 @@ NUM_ROUNDS = 16
 MAX_BLOCK_SECONDS = 1.0
 """Of a sustained run, so that sensors are read often."""
 
-MAX_CURVE_POINTS = 2000
+MAX_CURVE_POINTS = 600
 
 
 @dataclass(frozen=True)
@@ -71,27 +85,37 @@ class Timing:
     Attributes:
         first_ns: latency of the first inference.
         warmup_ns: latencies of the warm-up runs after it.
-        blocks_ns: latencies of the timed runs, by block.
+        store: latencies of the timed runs, by block.
         block_starts_s: when each block began, on the monitor's clock.
         warmed_up: whether the warm-up became stable before its cap.
         cpu: processor time of the timed blocks.
-        num_samples: timed runs in all blocks.
-        total_ns: their sum.
     """
 
     first_ns: int = 0
-    warmup_ns: List[int] = field(default_factory=list)
-    blocks_ns: List[List[int]] = field(default_factory=list)
+    warmup_ns: "array[int]" = field(default_factory=lambda: array("q"))
+    store: SampleStore = field(default_factory=SampleStore)
     block_starts_s: List[float] = field(default_factory=list)
     warmed_up: bool = False
     cpu: CpuUse = field(default_factory=CpuUse)
-    num_samples: int = 0
-    total_ns: int = 0
 
     @property
-    def samples_ns(self) -> List[int]:
-        """All timed latencies in the order they were measured."""
-        return [sample for block in self.blocks_ns for sample in block]
+    def num_samples(self) -> int:
+        """Timed runs in all blocks."""
+        return self.store.num_samples
+
+    @property
+    def total_ns(self) -> int:
+        """Their sum."""
+        return self.store.total_ns
+
+    def summary(self) -> Dict[str, Any]:
+        """Return what `statistics.summarize` says of the timed runs, without having all in memory."""
+        drift, num = None, self.num_samples
+        if quarter := drift_quarter(num):
+            ends = [(num - quarter, num), (0, quarter)]
+            later, earlier = (Distribution.gather(self.store.between(*end)).median() for end in ends)
+            drift = ratio_of_medians(later, earlier)
+        return summarize_distribution(Distribution.gather(self.store.chunks()), drift)
 
 
 def start(session: Session) -> Timing:
@@ -154,7 +178,6 @@ def round_order(keys: Sequence[str], round_index: int) -> List[str]:
 
 def describe(session: Session, timing: Timing) -> Dict[str, Any]:
     """Return the JSON-ready result of one artifact, raw samples included."""
-    samples = timing.samples_ns
     warnings = []
     if not timing.warmed_up:
         warnings.append(f"latency was still changing after {MAX_WARMUP_SECONDS:g} s of warm-up")
@@ -173,41 +196,68 @@ def describe(session: Session, timing: Timing) -> Dict[str, Any]:
             "first_ms": first_ms,
             "warmup_ms": sum(timing.warmup_ns) / 1e6,
         },
-        "warmup_ns": timing.warmup_ns,
-        "samples_ns": samples,
-        "block_lengths": [len(block) for block in timing.blocks_ns],
-        **summarize(samples),
+        "warmup_ns": timing.warmup_ns.tolist(),
+        "samples_ns": timing.store.to_json(),
+        "block_lengths": timing.store.block_lengths,
+        **timing.summary(),
         "cpu": timing.cpu.to_dict(),
         "warnings": warnings,
     }
 
 
-def curve(timing: Timing, max_points: int = MAX_CURVE_POINTS) -> List[Tuple[float, float]]:
-    """Return (seconds on the monitor's clock, latency in ns) over a run, at most `max_points` of them.
+def curve(timing: Timing, max_points: int = MAX_CURVE_POINTS) -> List[Dict[str, Any]]:
+    """Return latency over a run in at most `max_points` windows, each of as many samples in a row.
 
-    Each point is the median of as many samples in a row, so that a slow stretch shows and a single slow run
-    does not.
+    Returns:
+        Per window `t_s` (its start on the monitor's clock), `num_samples`, `min_ms`, `median_ms`, `p90_ms`
+        (None below 64 samples) and `max_ms`: a slow stretch shows in the median, a single slow run in the
+        maximum.
 
     Example:
-        >>> timing = Timing(blocks_ns=[[10, 20, 30], [40]], block_starts_s=[0.0, 5.0])
-        >>> curve(timing, max_points=2)
-        [(0.0, 15.0), (3e-08, 35.0)]
+        >>> timing = Timing(block_starts_s=[0.0, 5.0])
+        >>> timing.store.append([10, 20, 30]), timing.store.append([40])
+        (False, False)
+        >>> [(point["t_s"], point["median_ms"]) for point in curve(timing, max_points=2)]
+        [(0.0, 1.5e-05), (3e-08, 3.5e-05)]
     """
-    times: List[float] = []
-    for started, block in zip(timing.block_starts_s, timing.blocks_ns):  # noqa: B905 - 3.9
-        elapsed_ns = 0
-        for sample in block:
-            times.append(started + elapsed_ns / 1e9)
-            elapsed_ns += sample
-    samples = timing.samples_ns
-    step = max(1, -(-len(samples) // max_points))
-    return [(times[i], median(samples[i : i + step])) for i in range(0, len(samples), step)]
+    step = max(1, -(-timing.num_samples // max_points))
+    points: List[Dict[str, Any]] = []
+    window: List[Int64Array] = []
+    room, start_s = step, 0.0
+    for block_start_s, block in zip(timing.block_starts_s, timing.store.blocks()):  # noqa: B905 - 3.9
+        taken, elapsed_ns = 0, 0
+        while taken < len(block):
+            if not window:
+                start_s = block_start_s + elapsed_ns / 1e9
+            piece = block[taken : taken + room]
+            window.append(piece)
+            taken, elapsed_ns, room = taken + len(piece), elapsed_ns + int(piece.sum()), room - len(piece)
+            if room == 0:
+                points.append(_point(start_s, window))
+                window, room = [], step
+    return [*points, _point(start_s, window)] if window else points
+
+
+def _point(start_s: float, window: Sequence[Int64Array]) -> Dict[str, Any]:
+    """Return one window of the curve."""
+    samples = np.sort(np.concatenate(window))
+    return {
+        "t_s": start_s,
+        "num_samples": len(samples),
+        "min_ms": float(samples[0]) / 1e6,
+        "median_ms": median(samples) / 1e6,
+        "p90_ms": percentile(samples, 90) / 1e6 if len(samples) >= MIN_SAMPLES_P90 else None,
+        "max_ms": float(samples[-1]) / 1e6,
+    }
 
 
 def compare_all(timings: Dict[str, Timing], baseline: str) -> Dict[str, Dict[str, Any]]:
     """Compare every artifact but the baseline with the baseline, on paired blocks."""
-    base = timings[baseline].blocks_ns
-    return {key: compare(base, timing.blocks_ns) for key, timing in timings.items() if key != baseline}
+    return {
+        key: compare(timings[baseline].store.blocks(), timing.store.blocks())
+        for key, timing in timings.items()
+        if key != baseline
+    }
 
 
 def _time(session: Session) -> int:
@@ -221,7 +271,7 @@ def _warm_up(session: Session, timing: Timing) -> None:
     start = time.perf_counter()
     earlier = 0.0
     while not timing.warmed_up:
-        window: List[int] = []
+        window = array("q")
         window_start = time.perf_counter()
         while (
             len(window) < MIN_WARMUP_RUNS // 2 or time.perf_counter() - window_start < MIN_WARMUP_SECONDS / 2
@@ -243,11 +293,11 @@ def _timed_rounds(
     began = time.perf_counter()
     least = began + (limits.sustained_s or 0.0)
     deadline = max(began + limits.max_seconds, least)
-    round_index = 0
+    round_index, packed = 0, False
     while True:
         for key in round_order(keys, round_index):
-            disturbed = monitor.sample() or len(keys) > 1
-            _timed_block(sessions[key], timings[key], limits, deadline, disturbed, monitor.elapsed_s)
+            disturbed = monitor.sample() or packed or len(keys) > 1
+            packed = _timed_block(sessions[key], timings[key], limits, deadline, disturbed, monitor.elapsed_s)
         round_index += 1
         now = time.perf_counter()
         if now >= deadline:
@@ -262,12 +312,12 @@ def _timed_rounds(
 
 def _timed_block(
     session: Session, timing: Timing, limits: Limits, deadline: float, settle: bool, started_s: float
-) -> None:
-    """Take one block, at least one run."""
+) -> bool:
+    """Take one block, at least one run, and tell whether keeping it emptied the caches."""
     if settle:
         session.invoke()
     min_runs, min_ns = limits.block_runs, limits.block_seconds * 1e9
-    block: List[int] = []
+    block = array("q")
     total_ns = 0
     before = CpuUse.now()
     while True:
@@ -278,7 +328,5 @@ def _timed_block(
         if done or time.perf_counter() >= deadline:
             break
     timing.cpu.add_since(before)
-    timing.total_ns += total_ns
-    timing.num_samples += len(block)
-    timing.blocks_ns.append(block)
     timing.block_starts_s.append(started_s)
+    return timing.store.append(block)

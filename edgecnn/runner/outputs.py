@@ -83,6 +83,7 @@ def run_outputs(request: Request, sessions: Dict[str, Session], images: Images) 
             arrays = [(value.shape, value.dtype.name) for value in values]
         described[key] = {
             "runtime": session.runtime,
+            "runtime_package": session.runtime_package,
             "runtime_version": session.runtime_version,
             "outputs": [
                 {

@@ -139,6 +139,7 @@ def _describe(session: Session, counts: Counts) -> Dict[str, Any]:
         warnings.append(f"{counts.num_nonfinite} output values are NaN or infinite")
     return {
         "runtime": session.runtime,
+        "runtime_package": session.runtime_package,
         "runtime_version": session.runtime_version,
         "num_classes": counts.num_classes,
         "top1": counts.num_top1 / labelled if labelled else None,

@@ -30,6 +30,8 @@ INSTALL_HINTS = {
 NUMPY_1_PACKAGE = "tflite_runtime"
 NUMPY_1_HINT = "pip install 'numpy<2', or ai-edge-litert in place of tflite-runtime"
 
+LABELS = {"ai_edge_litert": "litert", "tflite_runtime": "tflite-runtime"}
+
 IMPORT_MS: Dict[str, float] = {}
 """Milliseconds the first import of each runtime took in this process."""
 
@@ -72,6 +74,16 @@ def import_runtime(runtime: str) -> ModuleType:
     raise MissingRuntimeFailure(
         f"runtime {runtime} {reason}: tried {', '.join(MODULES[runtime])}", hint=INSTALL_HINTS[runtime]
     )
+
+
+def package_label(package: str) -> str:
+    """Return what a runtime's package is called where its version is told.
+
+    Example:
+        >>> package_label("ai_edge_litert"), package_label("tflite_runtime"), package_label("onnxruntime")
+        ('litert', 'tflite-runtime', 'onnxruntime')
+    """
+    return LABELS.get(package, package)
 
 
 def numpy_mismatch(

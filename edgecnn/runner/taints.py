@@ -85,31 +85,65 @@ class CpuUse:
 
 @dataclass(frozen=True)
 class Clocks:
-    """Both clocks and the load at one moment; two of them enclose a run."""
+    """The clocks and the load at one moment; two of them enclose a run.
+
+    Latencies are differences of the monotonic clock, which neither jumps nor counts while a machine sleeps.
+
+    Attributes:
+        monotonic_s: seconds awake.
+        wall_s: the time of day, which people and NTP set.
+        load_average: processes that run or want to, None where not known.
+        boot_s: seconds since boot, asleep ones too; None where there is no such clock.
+    """
 
     monotonic_s: float
     wall_s: float
     load_average: Optional[float]
+    boot_s: Optional[float] = None
 
     @classmethod
     def now(cls) -> "Clocks":
         """Read them."""
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        return cls(time.monotonic(), time.time(), load)
+        boot_s = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None
+        return cls(time.monotonic(), time.time(), load, boot_s)
+
+
+def suspend_taint(before: Clocks, after: Clocks) -> Optional[str]:
+    """Say for how long the machine slept during a run; None if it did not, or that is not known.
+
+    Its processor wakes up cold, in temperature and caches, though no latency counts the sleep.
+
+    Example:
+        >>> suspend_taint(Clocks(0.0, 100.0, None, 50.0), Clocks(2.0, 132.0, None, 82.0))
+        'suspended: the machine slept for 30.0 s during the run'
+    """
+    asleep_s = _asleep_s(before, after)
+    if asleep_s <= CLOCK_TOLERANCE_S:
+        return None
+    return f"suspended: the machine slept for {asleep_s:.1f} s during the run"
 
 
 def clock_taint(before: Clocks, after: Clocks) -> Optional[str]:
-    """Say by how much the wall clock jumped during a run; None if it did not.
+    """Say by how much the wall clock jumped during a run, beyond a sleep; None if it did not.
 
     Example:
         >>> clock_taint(Clocks(0.0, 100.0, None), Clocks(2.0, 107.0, None))
         'clock jumped: it moved by +5.00 s against the monotonic clock in 2.0 s'
     """
     elapsed = after.monotonic_s - before.monotonic_s
-    jump = (after.wall_s - before.wall_s) - elapsed
-    if abs(jump) <= CLOCK_TOLERANCE_S + CLOCK_TOLERANCE * elapsed:
+    asleep_s = _asleep_s(before, after)
+    jump = (after.wall_s - before.wall_s) - elapsed - asleep_s
+    if abs(jump) <= CLOCK_TOLERANCE_S + CLOCK_TOLERANCE * (elapsed + asleep_s):
         return None
     return f"clock jumped: it moved by {jump:+.2f} s against the monotonic clock in {elapsed:.1f} s"
+
+
+def _asleep_s(before: Clocks, after: Clocks) -> float:
+    """Return the seconds between two moments that only the clock since boot counted."""
+    if before.boot_s is None or after.boot_s is None:
+        return 0.0
+    return max(0.0, (after.boot_s - before.boot_s) - (after.monotonic_s - before.monotonic_s))
 
 
 def load_taint(before: Clocks, num_cores: int) -> Optional[str]:

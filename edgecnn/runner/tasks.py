@@ -12,6 +12,7 @@ from .latency import run_latency, session_options
 from .outputs import run_outputs
 from .predictions import run_predictions
 from .request import Request
+from .runtimes import package_label
 from .session import open_with
 
 
@@ -37,6 +38,9 @@ def execute(request: Request) -> Dict[str, Any]:
             images = Images(request.inputs or Path(), request.preprocess)
             run = run_outputs if request.task == "outputs" else run_predictions
             result.update(run(request, sessions, images))
-        versions = {entry["runtime"]: entry["runtime_version"] for entry in result["artifacts"].values()}
+        versions = {
+            package_label(entry["runtime_package"]): entry["runtime_version"]
+            for entry in result["artifacts"].values()
+        }
         result["environment"] = describe_environment(versions)
         return result

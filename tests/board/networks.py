@@ -91,12 +91,12 @@ def _sources() -> dict[str, Any]:
 
 def _float_files(model: Any, folder: Path) -> dict[str, Path]:
     """Write a network as it is, batch norm folded."""
-    from edgecnn.compress import stage_file
     from edgecnn.export.files import FORMATS, FileOptions, write_model
     from edgecnn.graph.build import build_program
     from edgecnn.graph.folding import FoldBatchNorm
+    from edgecnn.judgement import stage_file
     from edgecnn.pipeline import PassContext, SilentProgress
 
-    program = build_program(FoldBatchNorm().run(model, PassContext(None, [], 0, SilentProgress())))
+    program = build_program(FoldBatchNorm().run(model, PassContext(None, (), 0, SilentProgress())))
     write = functools.partial(write_model, program, spec=model.spec, options=FileOptions())
     return {name: stage_file(write(format=name), folder, model, "float") for name in FORMATS}

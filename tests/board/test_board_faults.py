@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import signal
 import subprocess
@@ -148,7 +149,15 @@ def test_a_board_that_goes_away_in_mid_run(lenet5: Network) -> None:
         attempt(load_device(profile))
 
 
-def test_ctrl_c_leaves_nothing(device: Device, pi4: Path, lenet5: Network) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_nothing(times: int, device: Device, pi4: Path, lenet5: Network) -> None:
+    """Nor does pressing it again while the board is being cleaned up."""
+
+    def press() -> None:
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+
     words = command("bench", lenet5.files["onnx"], "--device", pi4, "--seconds", 60)
     process = subprocess.Popen(
         words,
@@ -159,7 +168,7 @@ def test_ctrl_c_leaves_nothing(device: Device, pi4: Path, lenet5: Network) -> No
         start_new_session=True,
     )
     try:
-        with once_running(pi4, lambda: process.send_signal(signal.SIGINT)):
+        with once_running(pi4, press):
             stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
@@ -188,6 +197,60 @@ def test_a_key_that_the_board_does_not_accept(device: Device, pi4: Path, tmp_pat
     config = changed_ssh_config(pi4, tmp_path, "IdentityFile", key)
     with pytest.raises(DeviceError, match=r"does not accept our key: .*Permission denied"):
         attempt(dataclasses.replace(device, ssh_config=config))
+
+
+BROKEN_PYTHONS = {
+    "runtime missing": (
+        "onnxruntime/__init__.py",
+        "raise ModuleNotFoundError('no', name='onnxruntime')",
+        "runtime onnxruntime is not installed",
+    ),
+    "runtime for a newer processor": (
+        "onnxruntime/__init__.py",
+        "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+        "the runner was killed by SIGILL",
+    ),
+    "numpy missing": (
+        "numpy/__init__.py",
+        "raise ModuleNotFoundError('no numpy', name='numpy')",
+        "numpy cannot be imported by /usr/bin/python3: no numpy",
+    ),
+}
+"""By name: a module that hides the real one, what it does, what the error says."""
+
+
+def python_with(profile: Path, module: str, source: str) -> str:
+    """Write a Python onto a board that finds a module of ours first, and return its path."""
+    folder = f"{boards.HOME}/hidden"
+    boards.shell(
+        profile,
+        f"mkdir -p {folder}/{Path(module).parent} && echo {shlex.quote(source)} >{folder}/{module} && "
+        f"printf '#!/bin/sh\\nPYTHONPATH={folder} exec python3 \"$@\"\\n' >{folder}/python && "
+        f"chmod +x {folder}/python",
+    )
+    return f"{folder}/python"
+
+
+@pytest.mark.parametrize("fault", list(BROKEN_PYTHONS))
+def test_a_python_without_what_it_needs(fault: str, device: Device, pi4: Path, lenet5: Network) -> None:
+    module, source, message = BROKEN_PYTHONS[fault]
+    broken = dataclasses.replace(device, python=python_with(pi4, module, source))
+    try:
+        with pytest.raises(RunnerError, match=f"test-faults: {message}") as caught:
+            attempt(broken, latency(lenet5, 0.1))
+        assert caught.value.hint is not None
+    finally:
+        boards.shell(pi4, f"rm -r {boards.HOME}/hidden")
+
+
+def test_a_clock_that_moves_on_its_own_taints_the_run(device: Device, pi4: Path, lenet5: Network) -> None:
+    jump = "import time; t, m = time.time, time.monotonic; time.time = lambda: t() + m()"  # twice as fast
+    python = python_with(pi4, "sitecustomize.py", jump)
+    try:
+        result = attempt(dataclasses.replace(device, python=python), latency(lenet5, 5.0))
+    finally:
+        boards.shell(pi4, f"rm -r {boards.HOME}/hidden")
+    assert any("clock jumped" in taint for taint in result["artifacts"]["onnx"]["taints"])
 
 
 def test_no_python(device: Device) -> None:
