@@ -41,6 +41,10 @@ _CHANNEL_AXIS = {  # axis of the output channels in the weight
 }
 
 
+STATISTICS = "batch_norm_statistics"
+"""Key in a layer's `meta`: (mean, std) of its output per channel in training, float64 (c_out,) each."""
+
+
 @dataclass(frozen=True)
 class FoldBatchNorm:
     """Pass: no batch_norm is left in the graph; the outputs are the same up to float rounding.
@@ -94,8 +98,10 @@ def _fold(graph: fx.GraphModule, node: fx.Node, rank: int) -> None:
     producer_weight = argument(x, 1, "weight") if x.target in _CHANNEL_AXIS else None
     if x.target is aten.linear.default and rank != 2:  # its channels are last, those of batch_norm second
         producer_weight = None
+    spread = fetch(graph, gamma).double().abs() if gamma is not None else torch.ones_like(shift)
     if producer_weight is not None and is_constant(producer_weight) and len(x.users) == 1:
         _scale_producer(graph, x, g, shift - mean_value * g)
+        x.meta[STATISTICS] = (shift, spread)
         node.replace_all_uses_with(x)
     elif rank != 4:
         shape = (-1, *([1] * (rank - 2)))
@@ -110,6 +116,7 @@ def _fold(graph: fx.GraphModule, node: fx.Node, rank: int) -> None:
         bias = add_constant(graph, node, f"{node.name}_bias", (shift - mean_value * g).float())
         args = (x, weight, bias, [1, 1], [0, 0], [1, 1], int(g.numel()))
         conv = insert_call(graph, node, aten.conv2d.default, args, like=node)
+        conv.meta[STATISTICS] = (shift, spread)
         node.replace_all_uses_with(conv)
     graph.graph.erase_node(node)
 

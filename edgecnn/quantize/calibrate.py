@@ -112,7 +112,7 @@ def calibration_batch_size(model: Model) -> int:
     return int(np.clip(BATCH_ELEMENTS // max(elements, 1), 1, 64))
 
 
-def _batches(model: Model, dataset: Dataset, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+def calibration_batches(model: Model, dataset: Dataset, indices: Sequence[int]) -> Iterator[torch.Tensor]:
     """Yield the images as float32 (n, c, h, w).
 
     Raises:
@@ -197,7 +197,7 @@ def calibrate(
     """
     progress.start("calibrate", len(indices))
     with _Pool(model.graph, statistics, layers) as pool:
-        for sums, count in pool.watch_all(_batches(model, dataset, indices)):
+        for sums, count in pool.watch_all(calibration_batches(model, dataset, indices)):
             for node, values in sums.items():
                 held = statistics.input_means
                 held[node] = held[node] + values if node in held else values

@@ -25,8 +25,10 @@ from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 from edgecnn.pipeline import Need, PassContext
 from edgecnn.quantize.annotate import Slots, assign_slots, spec_of
-from edgecnn.quantize.calibrate import Statistics, calibrate
+from edgecnn.quantize.bias import batch_norm_means, correct_in_order
+from edgecnn.quantize.calibrate import Statistics, calibrate, calibration_batches
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
+from edgecnn.quantize.lockstep import affordable_images
 from edgecnn.quantize.observers import OBSERVERS, make_observer
 from edgecnn.quantize.parameters import activation_parameters
 from edgecnn.quantize.scheme import Holds
@@ -34,6 +36,9 @@ from edgecnn.quantize.ties import remove_ties
 
 qd = torch.ops.quantized_decomposed
 Parameters = dict[fx.Node, tuple[float, int]]
+
+BIAS_METHODS = ("mean_input", "batch_norm", "in_order")
+ROUNDINGS = ("nearest", "adaround", "brecq")
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,18 @@ class QuantizeStatic:
     Attributes:
         observer: how activation ranges are chosen: min_max, moving_average, percentile, mse or entropy.
         weight_observer: "min_max" or "mse", per output channel.
-        weight_bits: 8, or 7 for x86 without VNNI, whose u8 * s8 pair sums saturate at 16 bits.
+        weight_bits: 8, or 7 for x86 without VNNI, whose u8 * s8 pair sums saturate at 16 bits. From Python 4
+            and more can be simulated: the files then hold narrower values in int8.
         num_samples: calibration images at most.
         bias_correction: take the mean error that rounding the weights causes out of the biases.
+        bias_method: how: "mean_input" by the float network's mean inputs on the images, "batch_norm" by
+            those that batch norms imply, where they do, "in_order" by each layer's mean output in the
+            quantized network.
+        rounding: "nearest"; "adaround" learns layer by layer whether weights are rounded up or down, "brecq"
+            block by block, each with the biases in place of their correction.
+        iterations: optimization steps per layer or block of adaround and brecq.
 
-    Source: arXiv:1712.05877; arXiv:1906.04721 section 4.2.
+    Source: arXiv:1712.05877; arXiv:1906.04721 section 4.2; arXiv:2004.10568; arXiv:2102.05426.
     """
 
     observer: str = "mse"
@@ -55,6 +67,9 @@ class QuantizeStatic:
     weight_bits: int = 8
     num_samples: int = 512
     bias_correction: bool = True
+    bias_method: str = "mean_input"
+    rounding: str = "nearest"
+    iterations: int = 500
 
     name: ClassVar[str] = "quantize_static"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
@@ -70,9 +85,16 @@ class QuantizeStatic:
         if self.weight_observer not in ("mse", "min_max"):
             raise RecipeError(f"weight_observer is {self.weight_observer!r}, expected mse or min_max")
         if self.weight_bits not in (7, 8):
-            raise RecipeError(f"weight_bits is {self.weight_bits}, expected 7 or 8")
-        if self.num_samples < 1:
-            raise RecipeError(f"num_samples is {self.num_samples}, expected at least 1")
+            raise RecipeError(
+                f"weight_bits is {self.weight_bits}, expected 7 or 8",
+                hint="neither ONNX Runtime nor LiteRT computes a convolution with narrower weights",
+            )
+        for name, known in (("rounding", ROUNDINGS), ("bias_method", BIAS_METHODS)):
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        for name in ("num_samples", "iterations"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected at least 1")
 
     def requires(self, model: Model) -> None:
         """Refuse a graph that is quantized already or still has batch norms."""
@@ -97,8 +119,13 @@ class QuantizeStatic:
         watched = layers if self.bias_correction else frozenset()
         calibrate(work, statistics, watched, context.calibration, indices, context.progress)
         parameters = _slot_parameters(slots, statistics, _mean_counts(work, slots))
+        if self.bias_correction and self.bias_method == "batch_norm":
+            statistics.input_means.update(batch_norm_means(work))
+        float_model = work.with_graph(copy_graph(work.graph)) if self._is_learned() else work
         graph = self._rewrite(work.graph, slots, parameters, statistics, layers)
         quantized = work.with_graph(finish(graph))
+        if self._is_learned():
+            quantized = self._learn(float_model, quantized, context)
         dead = [layer_name(n) for n, found in statistics.ranges.items() if found == (0.0, 0.0)]
         if dead:
             named = ", ".join(dead[:3])
@@ -106,6 +133,26 @@ class QuantizeStatic:
                 f"{len(dead)} activations were zero on every calibration image, first {named}"
             )
         return quantized
+
+    def _is_learned(self) -> bool:
+        """Whether something is learned from the float and the quantized network side by side."""
+        return self.rounding != "nearest" or (self.bias_correction and self.bias_method == "in_order")
+
+    def _learn(self, float_model: Model, quantized: Model, context: PassContext) -> Model:
+        """Return the network with the integers of weights and biases learned on as many images as fit."""
+        from edgecnn.quantize.adaround import RoundingOptions, adaround
+        from edgecnn.quantize.brecq import brecq
+
+        if context.calibration is None:
+            raise PassError("quantize_static needs calibration images, found none")
+        count = affordable_images(float_model, self.num_samples)
+        indices = context.calibration_indices[:count]
+        batches = list(calibration_batches(float_model, context.calibration, indices))
+        if self.rounding == "nearest":
+            return correct_in_order(float_model, quantized, batches, context.progress)
+        options = RoundingOptions(self.weight_bits, self.iterations, context.seed)
+        learn = adaround if self.rounding == "adaround" else brecq
+        return learn(float_model, quantized, batches, options, context.progress)
 
     def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
         """Check that every layer reads integer weights."""
