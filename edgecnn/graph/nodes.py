@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +9,9 @@ import torch
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
+from edgecnn.model import copy_graph as copy_graph
 
 aten = torch.ops.aten
-
-
-def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return a deep copy that can be edited; parameters are copied too."""
-    return copy.deepcopy(graph)
 
 
 def layer_name(node: fx.Node) -> str:

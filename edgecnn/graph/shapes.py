@@ -6,7 +6,6 @@ is the batch. That needs no symbolic shapes and works after any edit.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import fx
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.nodes import layer_name
 from edgecnn.graph.program import BATCH
-from edgecnn.model import Model
+from edgecnn.model import Model, copy_graph
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -54,7 +53,7 @@ def infer_shapes(model: Model) -> dict[str, Any]:
         sizes: tuple[int, ...] = (model.fixed_batch,)
     else:
         sizes = (2, 3)
-    meta_graph = copy.deepcopy(model.graph).to("meta")
+    meta_graph = copy_graph(model.graph).to("meta")
     runs = []
     for size in sizes:
         recorder = _ShapeRecorder(meta_graph)

@@ -1,0 +1,1 @@
+"""Structured pruning: importance, allocation, surgery, and the pass that puts them together."""
