@@ -15,12 +15,13 @@ import tempfile
 from pathlib import Path
 
 import edgecnn
-from edgecnn.compress import CompressOptions, stage_file
 from edgecnn.data import Dataset, open_dataset
 from edgecnn.export.files import FORMATS, FileOptions, write_model
 from edgecnn.graph.build import build_program
 from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.judgement import stage_file
 from edgecnn.load import LoadOptions, load_model
+from edgecnn.options import CompressOptions
 from edgecnn.pipeline import PassContext, SilentProgress
 from edgecnn.proof import Candidate, predict
 

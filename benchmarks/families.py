@@ -21,14 +21,15 @@ from torch import nn
 
 from benchmarks import small_nets
 from benchmarks.nets import import_torchvision_models, normalize, settle_batch_norms, smooth_pixels
-from edgecnn.compress import stage_file
+from edgecnn.contract import prove_parity
 from edgecnn.data import open_dataset
 from edgecnn.export.files import FORMATS, FileOptions, write_model
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.judgement import stage_file
 from edgecnn.load import LoadOptions, load_model
 from edgecnn.pipeline import PassContext, SilentProgress, run_passes
-from edgecnn.proof import Candidate, prove_parity
+from edgecnn.proof import Candidate
 from edgecnn.recipe import Recipe
 
 CALIBRATION, HELD_OUT = 32, 8

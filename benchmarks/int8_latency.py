@@ -25,7 +25,6 @@ import nets
 import numpy as np
 import peers
 
-from edgecnn.compress import stage_file
 from edgecnn.data import open_dataset
 from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
 from edgecnn.devices.local import run_local
@@ -34,6 +33,7 @@ from edgecnn.export.files import FileOptions, write_model
 from edgecnn.export.parity import sqnr_db
 from edgecnn.graph.build import build_program
 from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.judgement import stage_file
 from edgecnn.load import LoadOptions, load_model
 from edgecnn.pipeline import PassContext, run_passes
 from edgecnn.proof import Candidate, run_outputs

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from edgecnn.artifact import Artifact as Artifact
     from edgecnn.bench import BenchOptions as BenchOptions
     from edgecnn.bench import bench as bench
-    from edgecnn.compress import CompressOptions as CompressOptions
     from edgecnn.compress import compress as compress
     from edgecnn.devices.profile import Device as Device
     from edgecnn.evaluation import evaluate as evaluate
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from edgecnn.load import LoadOptions as LoadOptions
     from edgecnn.load import load_model as load  # noqa: F401
     from edgecnn.model import Model as Model
+    from edgecnn.options import CompressOptions as CompressOptions
     from edgecnn.recipe import Recipe as Recipe
     from edgecnn.report import Report as Report
     from edgecnn.report.bench_results import BenchReport as BenchReport
@@ -36,7 +36,7 @@ _PUBLIC = {
     "Artifact": "edgecnn.artifact:Artifact",
     "BenchOptions": "edgecnn.bench:BenchOptions",
     "BenchReport": "edgecnn.report.bench_results:BenchReport",
-    "CompressOptions": "edgecnn.compress:CompressOptions",
+    "CompressOptions": "edgecnn.options:CompressOptions",
     "Device": "edgecnn.devices.profile:Device",
     "Model": "edgecnn.model:Model",
     "Recipe": "edgecnn.recipe:Recipe",

@@ -27,6 +27,7 @@ from edgecnn.graph.program import Array
 from edgecnn.pipeline import Progress
 from edgecnn.proof import read_images, temporary_folder, write_inputs
 from edgecnn.report.bench_results import BoardAccuracy
+from edgecnn.runner.runtimes import package_label
 
 if TYPE_CHECKING:
     from edgecnn.devices.deploy import Executor
@@ -151,7 +152,8 @@ def measure_accuracy(executor: Executor, task: AccuracyTask, progress: Progress)
     labels = dataset.labels if classifies else None
     tally = Tally()
     names = ["", ""]
-    progress.start(f"accuracy of {artifact.path.name} on {executor.device.name}", len(dataset))
+    file = "/".join(artifact.path.absolute().parts[-2:])
+    progress.start(f"accuracy of {file} on {executor.device.name}", len(dataset))
     for indices in _chunks(task):
         with temporary_folder() as folder:
             kept = write_inputs(folder / "inputs.npy", dataset, indices)
@@ -179,7 +181,7 @@ def _outputs(run: Any, task: AccuracyTask, folder: Path, side: str, provider: st
     values = np.load(folder / side / entry["outputs"][0]["array"], allow_pickle=False)
     if values.ndim == 4 and values.shape[2:] == (1, 1):
         values = values[:, :, 0, 0]  # (n, classes, 1, 1) -> (n, classes)
-    return values, f"{entry['runtime']} {entry['runtime_version']}"
+    return values, f"{package_label(entry['runtime_package'])} {entry['runtime_version']}"
 
 
 def _judge(task: AccuracyTask, tally: Tally, names: Sequence[str], *, has_labels: bool) -> BoardAccuracy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,9 @@ from edgecnn.runner.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import torch
+
+TREE_SPEC_WARNING = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+"""PyTorch 2.13 says so of its own class whenever a graph is copied, which asks nothing of anybody."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +89,10 @@ class Model:
     def with_warning(self, *messages: str) -> Model:
         """Return this model with further warnings."""
         return replace(self, warnings=(*self.warnings, *messages))
+
+
+def copy_graph(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Return a deep copy that can be edited; parameters are copied too."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", TREE_SPEC_WARNING, FutureWarning)
+        return copy.deepcopy(graph)

@@ -31,6 +31,7 @@ class Need(Enum):
 
     CALIBRATION = "calibration images"
     TRAIN = "labelled training images"
+    TRAIN_IMAGES = "training images"
     EVAL = "labelled evaluation images"
     TEACHER = "a teacher network"
 
@@ -61,6 +62,26 @@ class SilentProgress:
         """Do nothing."""
 
 
+class Stages(Protocol):
+    """Where a run keeps what it can be resumed from: `edgecnn.train.checkpoint.Checkpoints`."""
+
+    def stage(self, name: str) -> Any:
+        """Return the checkpoint of one stage, with `load()` and `save(state)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PassStages:
+    """The stages of one pass: their names start with its own, so that no two passes share one."""
+
+    stages: Stages
+    prefix: str
+
+    def stage(self, name: str) -> Any:
+        """Return the checkpoint of one stage of this pass."""
+        return self.stages.stage(f"{self.prefix}_{name}")
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What a pass is given besides the model.
@@ -70,16 +91,36 @@ class PassContext:
         calibration_indices: which of them may be used; the others stay unseen for the proof.
         seed: of this pass alone, once `run_passes` has derived it.
         progress: where to say how far the work is.
+        train: images to train on, with labels or without, or None.
+        train_indices: which of them may be trained on.
+        validation_indices: which of `train` judge the training as it goes, and are not trained on.
+        teacher: the network to learn from, or None.
+        checkpoints: where training keeps what it can be resumed from, or None.
+        records: a pass appends JSON-ready details for the report: {"pass": name, "kind": ..., ...}.
     """
 
     calibration: Dataset | None = None
     calibration_indices: tuple[int, ...] = ()
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
+    train: Dataset | None = None
+    train_indices: tuple[int, ...] = ()
+    validation_indices: tuple[int, ...] = ()
+    teacher: Model | None = None
+    checkpoints: Stages | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
 
     def has(self, need: Need) -> bool:
         """Return whether this context holds what `need` names."""
-        return need is Need.CALIBRATION and self.calibration is not None and bool(self.calibration_indices)
+        images = self.train is not None and bool(self.train_indices)
+        labelled = self.train is not None and self.train.labels is not None
+        return {
+            Need.CALIBRATION: self.calibration is not None and bool(self.calibration_indices),
+            Need.TRAIN: images and labelled,
+            Need.TRAIN_IMAGES: images,
+            Need.EVAL: labelled and bool(self.validation_indices),
+            Need.TEACHER: self.teacher is not None,
+        }[need]
 
 
 class Pass(Protocol):
@@ -156,7 +197,12 @@ def run_passes(
     for index, step in enumerate(passes):
         where = f"pass {index + 1} of {len(passes)} ({step.name})"
         context.progress.start(where, None)
-        own_context = replace(context, seed=pass_seed(context.seed, index))
+        stages = context.checkpoints
+        own_context = replace(
+            context,
+            seed=pass_seed(context.seed, index),
+            checkpoints=stages and PassStages(stages, f"{index + 1:02}_{step.name}"),
+        )
         started = time.perf_counter()
         after = _run_pass(model, step, own_context, where)
         seconds = time.perf_counter() - started

@@ -36,7 +36,12 @@ else:
     import tomli as tomllib
 
 PASSES: Mapping[str, str] = {
+    "prune_channels": "edgecnn.prune.prune_channels:PruneChannels",
+    "fine_tune": "edgecnn.train.fine_tune:FineTune",
+    "sparsify": "edgecnn.prune.sparsity:Sparsify",
+    "distill": "edgecnn.distill.distill:Distill",
     "fold_batch_norm": "edgecnn.graph.folding:FoldBatchNorm",
+    "equalize": "edgecnn.quantize.equalize:Equalize",
     "averages_to_convolutions": "edgecnn.lower.averages:AveragesToConvolutions",
     "decompose_activations": "edgecnn.lower.activations:DecomposeActivations",
     "quantize_static": "edgecnn.quantize.static:QuantizeStatic",
@@ -273,7 +278,7 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
             choices = ", ".join(map(repr, arguments))
             raise RecipeError(
                 f"{where} is {value!r}, expected one of {choices}",
-                hint=_suggest(str(value), map(str, arguments)),
+                hint=_suggest(str(value), [str(choice) for choice in arguments]),
             )
         return value
     if origin is tuple and isinstance(value, (list, tuple)):

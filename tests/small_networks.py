@@ -60,6 +60,25 @@ def classifier(num_classes: int = 5) -> nn.Module:
     return net.eval()
 
 
+def deep() -> nn.Module:
+    """A classifier with channels to spare."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, 2, padding=1, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    )
+    for _ in range(30):
+        net(torch.rand(16, *SIZE))
+    return net.eval()
+
+
 def regression() -> nn.Module:
     """One number for each image."""
     return classifier(1)
@@ -83,6 +102,11 @@ def images() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """40 images and their labels."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), rng.integers(0, 5, 40)
+
+
+def unlabelled() -> npt.NDArray[np.uint8]:
+    """The same images without labels."""
+    return images()[0]
 
 
 def black_images() -> npt.NDArray[Any]:

@@ -80,7 +80,8 @@ def test_the_defaults_of_compress(compress: Recorder) -> None:
     assert compress.named["out"] == Path("out")
     options = compress.named["options"]
     assert (options.formats, options.io, options.target) == (("onnx", "tflite"), "float32", "local_cpu")
-    assert (options.num_samples, options.seed, options.force, options.threads) == (512, 0, False, 1)
+    assert (options.num_samples, options.seed, options.force, options.threads) == (None, 0, False, 1)
+    assert (options.train_data, options.teacher, options.resume) == (None, None, False)
     assert (options.max_drop, options.max_latency_ms, options.max_size_mb) == (None, None, None)
 
 
@@ -101,7 +102,7 @@ def test_every_option_of_compress_arrives(compress: Recorder) -> None:
         2,
     )
     assert (options.max_drop, options.max_latency_ms, options.max_size_mb) == (0.5, 3.0, 1.5)
-    assert (options.num_samples, options.seed, options.force) == (64, 7, True)
+    assert (options.seed, options.force) == (7, True)
     assert (load.arch, load.weights, load.input_shape) == ("timm:resnet18", "w.pth", (3, 224, 160))
     assert (load.preprocess, load.mean, load.std) == ("unit", (0.5, 0.25, 0.0), (1.0, 1.0, 2.0))
     assert (load.channel_order, load.trust, load.seed) == ("bgr", True, 7)

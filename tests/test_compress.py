@@ -70,6 +70,7 @@ def test_the_report_file_is_the_report(lenet_result: CompressResult) -> None:
     }  # fmt: skip
     assert values["model"] == {
         "name": "lenet5", "params": 61706, "macs": 416520, "size_bytes": 246824, "task": "classification",
+        "params_after": None, "macs_after": None,
     }  # fmt: skip
     assert (values["schema_version"], values["recipe"], values["seed"]) == (1, "static_wi8_ai8", 0)
     assert values["latency"] is None

@@ -37,7 +37,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def _latency_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("edgecnn.compress"), "measure_latency", running.latency)
+    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
 
 
 def write_images(folder: Path, sizes: list[tuple[int, int]]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.program import BATCH
 from edgecnn.graph.shapes import infer_shapes
-from edgecnn.model import Model
+from edgecnn.model import Model, copy_graph
 
 
 def model_of(function: Callable[[Any, Tensor], Any]) -> Model:
@@ -67,3 +68,18 @@ def test_an_operator_that_cannot_run_is_named() -> None:
         UnsupportedOpError, match=r"stem \(aten\.conv2d\.default\) cannot be traced for shapes"
     ):
         infer_shapes(broken)
+
+
+def test_copying_a_graph_is_quiet_and_leaves_the_users_filters_alone() -> None:
+    model = model_of(lambda net, x: net.stem(x).relu())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        edited = copy_graph(model.graph)
+        infer_shapes(model)
+        assert warnings.filters == before
+        with pytest.raises(FutureWarning, match="of somebody else"):
+            warnings.warn("of somebody else", FutureWarning, stacklevel=1)
+    assert edited is not model.graph
+    edited.stem.weight.data.zero_()
+    assert model.graph.stem.weight.abs().sum() > 0

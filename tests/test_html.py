@@ -80,12 +80,73 @@ def changed(report: BenchReport, index: int = 1, /, **values: object) -> BenchRe
 
 
 EMULATED = dataclasses.replace(BENCH, emulated=True)
+PRUNING = {
+    "pass": "prune_channels",
+    "kind": "pruning",
+    "importance": "taylor",
+    "allocation": "global",
+    "schedule": "one_shot",
+    "macs": [416520, 100_000],
+    "params": [61706, 20_000],
+    "channels": [236, 118],
+    "frozen_reasons": {"is an output of the <network>": 10},
+    "layers": [
+        {
+            "layer": f"features.{i} (aten.conv2d.default)",
+            "channels": 16,
+            "channels_left": 16 - i % 9,
+            "macs": i,
+        }
+        for i in range(60)
+    ],
+    "groups": [
+        {
+            "name": "features.0",
+            "channels": 6,
+            "channels_left": 3,
+            "layers": ["a", "b", "c", "d"],
+            "frozen": None,
+        },
+        {"name": "head", "channels": 10, "channels_left": 10, "layers": ["head"], "frozen": "is an output"},
+    ],
+}
+TAUGHT = {
+    "pass": "distill",
+    "kind": "distillation",
+    "teacher": "lenet5",
+    "methods": ["logits"],
+    "labels": True,
+}
+CURVES = {
+    "pass": "distill",
+    "kind": "training_curves",
+    "steps": list(range(1, 401)),
+    "loss": [2.0 - i / 400 for i in range(400)],
+    "epochs": [0, 1.0, 2.0],
+    "validation_loss": [2.5, 1.5, 1.25],
+    "validation_accuracy": [0.1, 0.75, 0.875],
+    "seconds": 61.0,
+}
+PRUNED = dataclasses.replace(
+    REPORT,
+    model=dataclasses.replace(REPORT.model, params_after=20_000, macs_after=100_000),
+    details=(PRUNING, TAUGHT, CURVES, {"pass": "sparsify", "kind": "sparsity", "zeros": 0.5, "dense": []}),
+)
+BARE = dataclasses.replace(
+    REPORT,
+    details=(
+        {"pass": "prune_channels", "kind": "pruning"},
+        {"pass": "fine_tune", "kind": "training_curves", "steps": [1], "loss": [None], "epochs": []},
+    ),
+)
 PAGES = {
     "bench": lambda: render_html([BENCH]),
     "two devices and compress": lambda: render_html([BENCH, EMULATED], REPORT),
     "one run": lambda: render_html([BenchReport("local_cpu", {}, (bench_run(num=3),))]),
     "no run": lambda: render_html([BenchReport("local_cpu", {}, ())]),
     "compress": lambda: render_compress_html(REPORT),
+    "pruned": lambda: render_compress_html(PRUNED),
+    "pruned, nothing recorded": lambda: render_compress_html(BARE),
 }
 
 
@@ -108,6 +169,30 @@ def test_a_page_is_well_formed_and_needs_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_figures_that_are_missing_are_never_zero_or_none(name: str) -> None:
     assert not re.search(r"\bNone\b|\bnan\b|\binf\b", Page(PAGES[name]()).text)
+
+
+def test_the_page_of_a_pruned_and_distilled_network() -> None:
+    page = render_compress_html(PRUNED)
+    text = Page(page).text
+    assert "MACs 4.17× fewer 417 k → 100 k" in text
+    assert "417 k → 100 k MACs (24.0 % left), 61.7 k → 20.0 k parameters (32.4 % left)" in text
+    assert "Importance taylor, allocation global, schedule one_shot" in text
+    assert "Of 60 layers the 48 with the most MACs" in text
+    assert "features.0 a, b, c and 1 more 6 3 50 %" in text
+    assert "is an output of the <network> 10" in text
+    assert "2 epochs, validation top-1 10.00 % → 87.50 %, 61 s. Teacher lenet5: logits, with labels" in text
+    assert "sparsify" in text and "zeros 0.5" in text
+    titles = re.findall(r"<title>([^<]*)</title>", page)
+    assert "Loss over the epochs" in titles and "Validation accuracy over the epochs" in titles
+
+
+def test_a_float_page_speaks_of_range_not_of_steps() -> None:
+    parity = {
+        key: dataclasses.replace(value, max_relative_error=2e-6) for key, value in REPORT.parity.items()
+    }
+    text = Page(render_compress_html(dataclasses.replace(REPORT, parity=parity))).text
+    assert "2e-06 of range from the float reference" in text
+    assert "compute the same in float32, up to the order of sums" in text
 
 
 def test_the_verdict_of_a_bench() -> None:

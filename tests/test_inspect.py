@@ -39,7 +39,7 @@ def test_the_command(examples_dir: Path, capsys: pytest.CaptureFixture[str]) -> 
     model = str(examples_dir / "lenet5_digits.pt2")
     assert main(["inspect", model]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "lenet5 61.71 k params, 416.52 k MACs, 246.8 kB"
+    assert lines[0] == "lenet5 61.7 k params, 417 k MACs, 247 kB"
     assert lines[1] == "inputs image nx1x32x32"
     assert lines[2] == "outputs output nx10"
     assert main(["inspect", model, "--json"]) == 0

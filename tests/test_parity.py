@@ -10,8 +10,8 @@ import nets
 import numpy as np
 import pytest
 
-from edgecnn import proof
-from edgecnn.compress import stage_file
+from edgecnn import contract as proof
+from edgecnn.contract import prove_parity
 from edgecnn.errors import ExportError, ParityError
 from edgecnn.export.files import SUFFIXES, FileOptions, write_model
 from edgecnn.export.parity import (
@@ -26,8 +26,9 @@ from edgecnn.export.parity import (
 from edgecnn.export.trace import trace_onnx, trace_tflite, traceable
 from edgecnn.graph.build import build_program
 from edgecnn.graph.program import Array, Program
+from edgecnn.judgement import stage_file
 from edgecnn.pipeline import SilentProgress
-from edgecnn.proof import Candidate, prove_parity
+from edgecnn.proof import Candidate
 from edgecnn.quantize.reference import run_op, run_program
 
 LAYER = "a1.0 (aten.conv2d.default)"

@@ -156,6 +156,39 @@ def test_calibration_images_without_any_index_are_none() -> None:
     assert not PassContext(calibration=images).has(Need.CALIBRATION)
 
 
+def test_what_training_needs() -> None:
+    images: Any = Images()
+    images.labels = None
+    context = PassContext(train=images, train_indices=(0, 1), validation_indices=(2,))
+    assert context.has(Need.TRAIN_IMAGES)
+    assert not context.has(Need.TRAIN) and not context.has(Need.EVAL) and not context.has(Need.TEACHER)
+    images.labels = np.zeros(3, np.int64)
+    assert context.has(Need.TRAIN) and context.has(Need.EVAL)
+    assert PassContext(teacher=make_model()).has(Need.TEACHER)
+    assert not PassContext(train=images).has(Need.TRAIN_IMAGES)
+
+
+def test_no_two_passes_share_a_stage() -> None:
+    asked: list[str] = []
+
+    class Kept:
+        def stage(self, name: str) -> str:
+            asked.append(name)
+            return name
+
+    class Trains(Append):
+        def run(self, model: Model, context: PassContext) -> Model:
+            assert context.checkpoints is not None
+            context.checkpoints.stage("train")
+            context.records.append({"pass": self.name, "kind": "note"})
+            return super().run(model, context)
+
+    context = PassContext(checkpoints=Kept())
+    run_passes(make_model(), [Trains(), Append(), Trains()], context, summarize)
+    assert asked == ["01_append_train", "03_append_train"]
+    assert len(context.records) == 2
+
+
 def test_progress_hears_of_every_pass() -> None:
     heard: list[str] = []
 

@@ -105,7 +105,7 @@ def test_an_integer_is_taken_where_a_float_is_wanted() -> None:
         ),
         (
             toml(name="zzz"),
-            "unknown pass 'zzz' (hint: expected one of fold_batch_norm, averages_to_convolutions,",
+            "unknown pass 'zzz' (hint: expected one of prune_channels, ",
         ),
         ("[[passes]]\nratio = 1", "recipe 'x.toml', pass 1: has no key 'pass'"),
         ("[[passes]]\npass = [1]", "recipe 'x.toml', pass 1: unknown pass [1]"),
@@ -143,7 +143,7 @@ def test_a_recipe_made_in_python_is_checked_too() -> None:
         Recipe("mine", (step,)).check()
     stranger: Any = "prune"
     with pytest.raises(
-        RecipeError, match="recipe 'mine', pass 1: is 'prune', expected one of fold_batch_norm"
+        RecipeError, match="recipe 'mine', pass 1: is 'prune', expected one of prune_channels"
     ):
         Recipe("mine", (stranger,)).check()
 

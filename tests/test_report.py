@@ -45,6 +45,7 @@ def test_json_has_every_key_of_the_schema() -> None:
     assert values["schema_version"] == 1
     assert values["model"] == {
         "name": "lenet5", "params": 61706, "macs": 416520, "size_bytes": 246824, "task": "classification",
+        "params_after": None, "macs_after": None,
     }  # fmt: skip
     assert set(values) >= {
         "recipe", "seed", "environment", "passes", "artifacts", "parity", "accuracy", "latency", "warnings",
@@ -56,7 +57,7 @@ def test_json_has_every_key_of_the_schema() -> None:
         "float": 0.984, "onnx": 0.982, "tflite": 0.984, "drop_points": 0.2, "num_samples": 500,
     }  # fmt: skip
     assert set(values["parity"]["onnx_vs_tflite"]) == {
-        "max_lsb", "fraction_within_1_lsb", "top1_agreement", "num_samples",
+        "max_lsb", "fraction_within_1_lsb", "top1_agreement", "num_samples", "max_relative_error",
     }  # fmt: skip
     assert set(values["latency"]) == {"float_onnx", "onnx", "float_tflite", "tflite", "speedup"}
     assert values["latency"]["float_onnx"]["p99_ms"] is None
@@ -156,10 +157,10 @@ def test_the_verdict_on_a_speedup_follows_its_interval(interval: tuple[float, fl
 
 def test_the_table_answers_the_four_questions() -> None:
     text = text_of(REPORT)
-    assert row(text, "Smaller") == "Smaller ONNX 280.0 kB 70.0 kB 4.00x smaller (4.00x through gzip)"
-    assert row(text, "Faster") == "Faster ONNX 0.112 ms 0.061 ms 1.84x faster (1.71 to 1.93), 1 thread"
+    assert row(text, "Smaller") == "Smaller ONNX 280 kB 70.0 kB 4.00x smaller (4.00x through gzip)"
+    assert row(text, "Faster") == "Faster ONNX 0.112 ms 0.0610 ms 1.84x faster (1.71 to 1.93), 1 thread"
     assert row(text, "Cost") == "Cost ONNX 98.40 % 98.20 % -0.20 points, agree 99.5 %, SQNR 32.1 dB"
-    assert row(text, "Trust") == "Trust ONNX vs reference max 1 LSB, 99.99 % within 1, top-1 100.00 %"
+    assert row(text, "Trust") == "Trust ONNX vs reference max 1 LSB, 99.99 % within 1, top-1 100 %"
     assert row(text, "proven on").startswith("proven on 500 images, held out from the 512")
     assert row(text, "warning") == "warning the clock frequency moved during the measurement"
     assert "2.3 s to make, 4.2 s to prove" in text
@@ -226,7 +227,7 @@ def test_inspection_lists_layers_and_what_cannot_be_exported() -> None:
     }  # fmt: skip
     print_inspection(found, Console(file=stream, width=80, color_system=None))
     text = stream.getvalue()
-    assert row(text, "net") == "net 156 params, 9.60 k MACs, 0.6 kB"
+    assert row(text, "net") == "net 156 params, 9.60 k MACs, 624 B"
     assert row(text, "inputs") == "inputs x nx3x8x8"
     assert "preprocess 8x8 rgb, pixels * 0.003922, mean 0 0 0, std 1 1 1 (unit)" in " ".join(text.split())
     assert "warning random weights" in " ".join(text.split())
@@ -238,3 +239,26 @@ def test_a_sure_difference_under_one_percent_is_none() -> None:
     assert SpeedupFigures(0.997, 0.996, 0.998).verdict == "no difference"
     assert SpeedupFigures(0.98, 0.979, 0.981).verdict == "slower"
     assert SpeedupFigures(1.02, 1.01, 1.03).verdict == "faster"
+
+
+def test_what_was_pruned_and_trained_on_the_terminal() -> None:
+    model = replace(REPORT.model, params_after=20_000, macs_after=100_000)
+    data = replace(REPORT.data, train_source="digits", num_train=1000, num_validation=50)
+    curves = {
+        "pass": "fine_tune",
+        "kind": "training_curves",
+        "epochs": [0, 4.0],
+        "validation_accuracy": [0.5, 0.875],
+        "seconds": 12.0,
+    }
+    text = text_of(replace(REPORT, model=model, data=data, details=(curves,)), width=100)
+    assert row(text, "Pruned") == "Pruned MACs 417 k 100 k 4.17x fewer"
+    assert row(text, "params") == "params 61.7 k 20.0 k 3.09x fewer"
+    assert row(text, "trained on") == "trained on 1000 images of digits"
+    assert row(text, "fine_tune") == "fine_tune 4 epochs, validation top-1 50.00 % → 87.50 %, 12 s"
+
+
+def test_float_files_are_near_each_other_in_their_range() -> None:
+    parity = {"onnx_vs_reference": replace(REPORT.parity["onnx_vs_tflite"], max_relative_error=3e-7)}
+    text = text_of(replace(REPORT, parity=parity))
+    assert "max 3e-07 of range, top-1" in row(text, "Trust")

@@ -122,7 +122,7 @@ def test_a_target_without_a_host_is_not_tried(
 @pytest.mark.parametrize("reached", [True, False])
 def test_compress_for_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
     place(monkeypatch, error=None if reached else DeviceError("pi does not answer"))
-    monkeypatch.setattr(importlib.import_module("edgecnn.compress"), "measure_latency", running.latency)
+    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
     profile = tmp_path / "pi.toml"
     profile.write_text(
         'name = "pi"\ntransport = "ssh"\nruntime = "litert"\nisa = "aarch64"\nhost = "board"\n'

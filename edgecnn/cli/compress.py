@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgecnn.cli.options import ValuesCommand, load_options, make_load_options
-from edgecnn.errors import BudgetError
+from edgecnn.cli.options import POSITIVE, ValuesCommand, load_options, make_load_options, recipe_options
+from edgecnn.errors import BudgetError, EdgeCNNError
 
 if TYPE_CHECKING:
+    from edgecnn.composition import RecipeFlags
+    from edgecnn.options import CompressOptions
     from edgecnn.recipe import Recipe
     from edgecnn.report import Report
 
-INT8_RECIPE = "static_wi8_ai8"
 FORMATS = ("onnx", "tflite")
-POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(
-    cls=ValuesCommand, short_help="Make one int8 ONNX and one int8 TFLite file of a trained network."
+    cls=ValuesCommand, short_help="Prune, train and quantize a network: one ONNX and one TFLite file."
 )
 @click.argument("model")
 @click.option(
@@ -33,12 +32,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Directory of the results.",
 )
-@click.option(
-    "--int8", is_flag=True, help=f"Static int8, the recipe {INT8_RECIPE}; also what is done without a word."
-)
-@click.option(
-    "--recipe", metavar="NAME|FILE", help="Another recipe; `edgecnn recipes list` names those there are."
-)
+@recipe_options
 @click.option(
     "--format",
     "formats",
@@ -55,6 +49,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--data", metavar="SOURCE", help="Folder of images, FILE.npz, digits, or package.module:factory."
+)
+@click.option(
+    "--train-data",
+    metavar="SOURCE",
+    help="To train on.  [default: what judgement and calibration leave of --data]",
 )
 @click.option(
     "--num-samples", type=click.IntRange(min=1), help="Calibration images, at most.  [default: the recipe's]"
@@ -85,42 +84,35 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--max-size-mb", type=POSITIVE, metavar="MB", help="Fail with exit code 3 if a file is larger.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
-@click.option("--force", is_flag=True, help="Replace earlier results, those of other formats too.")
+@click.option("--force", is_flag=True, help="Replace earlier results, and an unfinished run.")
+@click.option("--resume", is_flag=True, help="Go on where an unfinished run into the same directory stopped.")
 @click.option("--dry-run", is_flag=True, help="Print the recipe and what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 def compress(values: Mapping[str, Any]) -> None:
-    """Make one int8 ONNX and one int8 TFLite file of a trained network, prove that both compute the same
-    integers, and time them against float.
+    """Prune a trained network, win the accuracy back by training, and quantize it; write one ONNX and one
+    TFLite file, prove that both compute the same, and time them against float.
 
     MODEL is a file (.pt2, or a state dict .pt .pth .safetensors with --arch), torchvision:NAME, timm:NAME or
     package.module:factory. Without --data the scales come from made-up images, and accuracy stays unmeasured.
+    Images that judge the result are never trained on.
     """
-    if values["int8"] and values["recipe"]:
-        raise click.UsageError("--int8 is the recipe static_wi8_ai8; give --int8 or --recipe, not both")
+    parts = ("int8", "prune", "prune_macs", "prune_params", "distill")
+    given = [f"--{name.replace('_', '-')}" for name in parts if values[name] not in (None, False)]
+    if given and values["recipe"]:
+        message = f"{given[0]} makes a recipe of its own; give {given[0]} or --recipe, not both"
+        raise click.UsageError(message)
+    from edgecnn.composition import recipe_from_flags
     from edgecnn.devices.profile import load_device
 
-    recipe = _recipe(values)
+    recipe = recipe_from_flags(_flags(values))
     load_device(values["target"])  # a misspelt target is said now, not after the loading
     if values["dry_run"]:
         click.echo(_plan(values, recipe) + recipe.to_toml(), nl=False)
         return
     from edgecnn.cli.progress import TerminalProgress
-    from edgecnn.compress import CompressOptions, CompressResult
+    from edgecnn.compress import CompressResult
     from edgecnn.compress import compress as run
 
-    options = CompressOptions(
-        load=make_load_options(values, recipe.seed),
-        formats=_formats(values),
-        io=values["io"],
-        target=values["target"],
-        num_samples=_num_samples(recipe),
-        max_drop=values["max_drop"],
-        max_latency_ms=values["max_latency_ms"],
-        max_size_mb=values["max_size_mb"],
-        seed=recipe.seed,
-        force=values["force"],
-        threads=values["threads"],
-    )
     try:
         with TerminalProgress() as progress:
             result = run(
@@ -128,14 +120,70 @@ def compress(values: Mapping[str, Any]) -> None:
                 recipe=recipe,
                 data=values["data"],
                 out=values["out"],
-                options=options,
+                options=_options(values, recipe),
                 progress=progress,
             )
     except BudgetError as error:
         if isinstance(error.result, CompressResult):
             _print(error.result.report, values["as_json"])
         raise
+    except (EdgeCNNError, KeyboardInterrupt) as error:
+        if "--resume" not in (getattr(error, "hint", None) or ""):
+            _say_resumable(values["out"])
+        raise
     _print(result.report, values["as_json"])
+
+
+def _flags(values: Mapping[str, Any]) -> RecipeFlags:
+    """Return what the command line says about the recipe."""
+    from edgecnn.composition import RecipeFlags
+
+    return RecipeFlags(
+        recipe=values["recipe"],
+        int8=values["int8"],
+        prune=values["prune"],
+        prune_macs=values["prune_macs"],
+        prune_params=values["prune_params"],
+        importance=values["importance"],
+        distill=values["distill"],
+        epochs=values["epochs"],
+        learning_rate=values["learning_rate"],
+        batch_size=values["batch_size"],
+        num_samples=values["num_samples"],
+        seed=values["seed"],
+        has_images=(values["data"] or values["train_data"]) is not None,
+        has_teacher=values["teacher"] is not None,
+    )
+
+
+def _options(values: Mapping[str, Any], recipe: Recipe) -> CompressOptions:
+    """Return the options of the run."""
+    from edgecnn.options import CompressOptions
+
+    return CompressOptions(
+        load=make_load_options(values, recipe.seed),
+        formats=_formats(values),
+        io=values["io"],
+        target=values["target"],
+        max_drop=values["max_drop"],
+        max_latency_ms=values["max_latency_ms"],
+        max_size_mb=values["max_size_mb"],
+        seed=recipe.seed,
+        force=values["force"],
+        threads=values["threads"],
+        train_data=values["train_data"],
+        teacher=values["teacher"],
+        teacher_arch=values["teacher_arch"],
+        resume=values["resume"],
+    )
+
+
+def _say_resumable(out: Path) -> None:
+    """Say that what was trained so far is kept, if it is."""
+    from edgecnn.resume import FOLDER
+
+    if (out / FOLDER).is_dir():
+        click.echo(f"kept: {out / FOLDER}, to go on from with --resume, or to drop with --force", err=True)
 
 
 def _print(report: Report, as_json: bool) -> None:
@@ -148,30 +196,6 @@ def _print(report: Report, as_json: bool) -> None:
     print_report(report)
 
 
-def _recipe(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with what the command line says put into it."""
-    from edgecnn.recipe import Recipe
-
-    recipe = Recipe.load(values["recipe"] or INT8_RECIPE)
-    if values["num_samples"] is not None:
-        changed = tuple(
-            replace(cast(Any, step), num_samples=values["num_samples"]) if _takes_samples(step) else step
-            for step in recipe.passes
-        )
-        recipe = replace(recipe, passes=changed)
-    return recipe if values["seed"] is None else replace(recipe, seed=values["seed"])
-
-
-def _takes_samples(step: Any) -> bool:
-    """Return whether a pass has a number of calibration images."""
-    return any(parameter.name == "num_samples" for parameter in fields(step))
-
-
-def _num_samples(recipe: Recipe) -> int | None:
-    """Return the most calibration images any pass asks for, or None."""
-    return max((cast(Any, step).num_samples for step in recipe.passes if _takes_samples(step)), default=None)
-
-
 def _formats(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the formats asked for, each once, in a fixed order."""
     return tuple(name for name in FORMATS if name in values["formats"] or not values["formats"])
@@ -179,11 +203,22 @@ def _formats(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _plan(values: Mapping[str, Any], recipe: Recipe) -> str:
     """Say in TOML comments what would be done, so that the whole output is a recipe again."""
-    source = values["data"] or "images made up from the network's own statistics (accuracy unmeasured)"
+    from edgecnn.pipeline import Need
+
+    made_up = "images made up from the network's own statistics (accuracy unmeasured)"
+    source = values["data"] or values["train_data"] or made_up
+    num_samples = max((getattr(step, "num_samples", None) or 0 for step in recipe.passes), default=0)
     files = ", ".join(str(values["out"] / f"model.{name}") for name in _formats(values))
-    steps = [
-        f"load         {values['model']}",
-        f"calibrate on {source}, at most {_num_samples(recipe) or 0} images",
+    trained = any(step.needs & {Need.TRAIN, Need.TRAIN_IMAGES} for step in recipe.passes)
+    taught = any(Need.TEACHER in step.needs for step in recipe.passes)
+    steps = [f"load         {values['model']}"]
+    if trained:
+        own = values["train_data"] or f"{source}, less the images held out"
+        steps.append(f"train on     {own}")
+    if taught:
+        steps.append(f"learn from   {values['teacher'] or 'the network as it was given'}")
+    steps += [
+        f"calibrate on {source}, at most {num_samples} images",
         f"run          {', '.join(step.name for step in recipe.passes)}",
         f"write        {files}, {values['out'] / 'model.pt2'}, {values['out'] / 'report.json'}",
         f"for          {values['target']}, input and output {values['io']}",

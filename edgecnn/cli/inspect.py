@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,12 +12,35 @@ import click
 from edgecnn.cli.options import ValuesCommand, load_options, make_load_options
 
 
-@click.command(cls=ValuesCommand, short_help="Show a network's layers, cost and what cannot be exported.")
+@click.command(cls=ValuesCommand, short_help="Show a network's layers and cost, and what could be pruned.")
 @click.argument("model")
 @load_options
+@click.option(
+    "--groups", is_flag=True, help="Show the groups of channels that pruning can remove, or why not."
+)
+@click.option(
+    "--draw",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg",
+    help="Draw which layers the groups tie together.",
+)
+@click.option(
+    "--sensitivity", is_flag=True, help="Measure what leaving a part of each group out does to the answers."
+)
+@click.option("--data", metavar="SOURCE", help="Images for --sensitivity.  [default: a few made up]")
+@click.option(
+    "--importance", default="l2", show_default=True, metavar="NAME", help="Decides what goes first."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(values: Mapping[str, Any]) -> None:
-    """Show what MODEL takes and gives, what each layer costs, and operators that cannot be exported."""
+    """Show what MODEL takes and gives, what each layer costs, and operators that cannot be exported; or, with
+    --groups, --draw or --sensitivity, which channels can be pruned, what ties them together and which matter.
+    """
+    if values["data"] is not None and not values["sensitivity"]:
+        raise click.UsageError("--data is for --sensitivity; leave it out, or add --sensitivity")
+    if values["groups"] or values["draw"] or values["sensitivity"]:
+        _show_groups(values)
+        return
     from edgecnn.inspection import inspect_model
 
     found = inspect_model(values["model"], make_load_options(values))
@@ -26,3 +50,33 @@ def inspect(values: Mapping[str, Any]) -> None:
     from edgecnn.report.terminal import print_inspection
 
     print_inspection(found)
+
+
+def _show_groups(values: Mapping[str, Any]) -> None:
+    """Print the groups, and draw them if asked to."""
+    from edgecnn.artifact import write_file_atomically
+    from edgecnn.prunability import inspect_groups, inspect_sensitivity
+    from edgecnn.report.groups import draw_groups, print_groups
+
+    options = make_load_options(values)
+    if values["sensitivity"]:
+        from edgecnn.cli.progress import TerminalProgress
+
+        with TerminalProgress() as progress:
+            found = inspect_sensitivity(
+                values["model"],
+                options,
+                data=values["data"],
+                importance=values["importance"],
+                progress=progress,
+            )
+    else:
+        found = inspect_groups(values["model"], options)
+    if values["draw"] is not None:
+        write_file_atomically(values["draw"], draw_groups(found).encode())
+    if values["as_json"]:
+        click.echo(json.dumps(found, indent=1, allow_nan=False))
+        return
+    print_groups(found)
+    if values["draw"] is not None:
+        click.echo(f"drawn: {values['draw']}", err=True)

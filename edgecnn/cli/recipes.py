@@ -24,7 +24,17 @@ def list_() -> None:
 @recipes.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Check the recipe NAME, or a file, and print it with every parameter written out."""
-    from edgecnn.recipe import Recipe
+    """Check the recipe NAME, or a file, and print it with every parameter written out.
 
-    click.echo(Recipe.load(name).to_toml(), nl=False)
+    Where a pass's own packages are not installed, it is printed as it is written.
+    """
+    from edgecnn.recipe import Recipe, find_recipe
+
+    try:
+        click.echo(Recipe.load(name).to_toml(), nl=False)
+    except ModuleNotFoundError as error:
+        if (error.name or "edgecnn").partition(".")[0] == "edgecnn":
+            raise
+        click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+        said = f"as it is written: without {error.name} it cannot be checked, and defaults are not known"
+        click.echo(said, err=True)

@@ -21,6 +21,8 @@ from edgecnn.graph.program import Array, Op, Program, Tensor
 MAX_LSB = 2
 MIN_FRACTION = 0.999
 MAX_OP_LSB = 1
+MAX_RELATIVE_ERROR = 1e-3
+"""Between two executions in float32: a fraction of the outputs' largest value."""
 _NOT_FINITE = 2.0**31
 """Steps that stand for a NaN or infinite difference."""
 
@@ -34,16 +36,20 @@ class Comparison:
         fraction_within_1_lsb: of all output values.
         top1_agreement: fraction of samples with the same largest output; None unless (n, classes).
         num_samples: images compared.
+        max_relative_error: of a network in float: see `relative_error`.
     """
 
     max_lsb: int
     fraction_within_1_lsb: float
     top1_agreement: float | None
     num_samples: int
+    max_relative_error: float | None = None
 
     @property
     def holds(self) -> bool:
         """Whether the contract holds."""
+        if self.max_relative_error is not None:
+            return self.max_relative_error <= MAX_RELATIVE_ERROR
         return self.max_lsb <= MAX_LSB and self.fraction_within_1_lsb >= MIN_FRACTION
 
 
@@ -97,6 +103,26 @@ def compare(
     if first[main].ndim == 2 and first[main].shape[1] > 1:
         agreement = float((first[main].argmax(1) == second[main].argmax(1)).mean())
     return Comparison(worst, within / max(total, 1), agreement, len(first[main]))
+
+
+def relative_error(first: Mapping[str, Array], second: Mapping[str, Array]) -> float:
+    """Return the largest difference of an output, as a fraction of that output's largest value.
+
+    Args:
+        first: name -> float32, batch first.
+        second: the same outputs of the other execution.
+
+    Example:
+        >>> relative_error({"y": np.array([1.0, -4.0])}, {"y": np.array([1.5, -4.0])})
+        0.125
+    """
+    worst = 0.0
+    for name, values in first.items():
+        a, b = values.astype(np.float64), second[name].astype(np.float64)
+        step = max(float(np.abs(a).max(initial=0.0)), 1e-12)
+        difference = np.nan_to_num(np.abs(a - b), nan=_NOT_FINITE, posinf=_NOT_FINITE)
+        worst = max(worst, float(difference.max(initial=0.0)) / step)
+    return worst
 
 
 def worst_images(

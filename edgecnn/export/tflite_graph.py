@@ -61,13 +61,14 @@ def load_schema() -> Any:
     """Return the generated TFLite schema module.
 
     Raises:
-        MissingDependencyError: ai-edge-litert is not installed.
+        MissingDependencyError: ai-edge-litert or flatbuffers is not installed.
     """
     try:
         from ai_edge_litert import schema_py_generated
     except ImportError as error:
+        package = "flatbuffers" if (error.name or "").startswith("flatbuffers") else "ai-edge-litert"
         raise MissingDependencyError(
-            "writing a TFLite file needs the package ai-edge-litert, which is not installed",
+            f"reading and writing TFLite files needs the package {package}, which is not installed",
             hint='pip install "edgecnn[tflite]"',
         ) from error
     return schema_py_generated

@@ -7,14 +7,12 @@ A guess, checked by value: rows computed in a batch of 3 must equal the rows com
 
 from __future__ import annotations
 
-import copy
-import warnings
-
 import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgecnn.load.functional import op_name
+from edgecnn.model import copy_graph
 
 _SHAPE_ARGUMENT = {
     "view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1, "new_zeros": 1, "new_ones": 1, "new_empty": 1,
@@ -38,9 +36,7 @@ def make_batch_dynamic(graph: GraphModule, batch: int) -> GraphModule:
         >>> tuple(make_batch_dynamic(fixed, 2)(torch.zeros(5, 3, 2, 2)).shape)
         (5, 12)
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own deprecation, in copying its tree specs
-        edited = copy.deepcopy(graph)
+    edited = copy_graph(graph)
     nodes = edited.graph.nodes
     image = next(node for node in nodes if node.op == "placeholder")
     depends = {image}

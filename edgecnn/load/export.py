@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from edgecnn.errors import LoadError
 from edgecnn.load.dynamic_batch import make_batch_dynamic, same_rows
 from edgecnn.load.functional import NotFunctionalError, is_training, make_functional
-from edgecnn.model import TensorSpec
+from edgecnn.model import TREE_SPEC_WARNING, TensorSpec
 
 MAX_BATCH = 65536
 """Upper bound of the dynamic batch dimension."""
@@ -183,7 +183,7 @@ def _functional_by_torch(program: ExportedProgram, reason: NotFunctionalError) -
     """PyTorch's own functionalisation: slower, and right for every aliasing."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own deprecations
+            warnings.filterwarnings("ignore", TREE_SPEC_WARNING, FutureWarning)
             graph: GraphModule = program.run_decompositions({}).module(check_guards=False)
         make_functional(graph)
     except Exception as error:

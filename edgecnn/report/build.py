@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,8 @@ class ReportParts:
         latency: what `edgecnn.proof.measure_latency` gave, None if it was not asked for.
         files, float_files: bytes by format.
         is_local: whether latency is of the target: it is this machine, or it was reached.
+        costs, costs_after: of the network as it was loaded, and after the passes that prune and train.
+        details: what passes recorded for the report.
     """
 
     float_model: Model
@@ -70,6 +73,13 @@ class ReportParts:
     num_proof: int = 0
     held_out: bool = False
     is_local: bool = True
+    costs_after: list[LayerCost] = field(default_factory=list)
+    params_after: int | None = None
+    train_source: str | None = None
+    num_train: int = 0
+    num_validation: int = 0
+    details: tuple[dict[str, Any], ...] = ()
+    recipe_toml: str = ""
     data_warnings: tuple[str, ...] = ()
     work_seconds: float = 0.0
     proof_seconds: float = 0.0
@@ -77,17 +87,9 @@ class ReportParts:
 
 def build_report(parts: ReportParts) -> Report:
     """Return the report of a run."""
-    parameters = list({id(p): p for p in parts.float_model.graph.parameters()}.values())
-    model = ModelFigures(
-        name=parts.float_model.spec.name,
-        params=sum(p.numel() for p in parameters),
-        macs=sum(cost.macs for cost in parts.costs),
-        size_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        task=parts.float_model.spec.task,
-    )
     latency = _latency(parts)
     return Report(
-        model=model,
+        model=_model(parts),
         recipe=parts.recipe,
         seed=parts.seed,
         target=parts.target,
@@ -104,9 +106,14 @@ def build_report(parts: ReportParts) -> Report:
             parts.num_proof,
             parts.held_out,
             to_values(parts.float_model.spec.preprocess),
+            parts.train_source,
+            parts.num_train,
+            parts.num_validation,
         ),
         parity={
-            name: ParityFigures(c.max_lsb, c.fraction_within_1_lsb, c.top1_agreement, c.num_samples)
+            name: ParityFigures(
+                c.max_lsb, c.fraction_within_1_lsb, c.top1_agreement, c.num_samples, c.max_relative_error
+            )
             for name, c in parts.parity.comparisons.items()
         },
         agreement={n: parts.predictions.agreement[n] if parts.predictions else None for n in parts.files},
@@ -115,7 +122,38 @@ def build_report(parts: ReportParts) -> Report:
         latency=latency,
         timings={"work_seconds": parts.work_seconds, "proof_seconds": parts.proof_seconds},
         warnings=_warnings(parts, latency),
+        details=tuple(_finite(detail) for detail in parts.details),
+        recipe_toml=parts.recipe_toml,
     )
+
+
+def _model(parts: ReportParts) -> ModelFigures:
+    """Return what the network costs as it was given, and after the passes that prune it."""
+    given = parts.float_model
+    parameters = _parameters(given)
+    return ModelFigures(
+        name=given.spec.name,
+        params=sum(p.numel() for p in parameters),
+        macs=sum(cost.macs for cost in parts.costs),
+        size_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        task=given.spec.task,
+        params_after=parts.params_after,
+        macs_after=sum(cost.macs for cost in parts.costs_after) if parts.costs_after else None,
+    )
+
+
+def _parameters(model: Model) -> list[torch.nn.Parameter]:
+    """Return every parameter once."""
+    return list({id(p): p for p in model.graph.parameters()}.values())
+
+
+def _finite(value: Any) -> Any:
+    """Return a detail with None for every number that JSON does not know."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment(parts: ReportParts) -> dict[str, Any]:

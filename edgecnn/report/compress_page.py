@@ -34,8 +34,9 @@ from edgecnn.report.page import (
     without_empty,
 )
 from edgecnn.report.plots import Bar, Dot, Ratio, bars, forest, scatter
+from edgecnn.report.pruning_page import pruned_row, pruning_sections
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report
-from edgecnn.report.terminal import FILES, PAIRS, preprocess_text
+from edgecnn.report.terminal import FILES, PAIRS, parity_text, preprocess_text
 
 SERIES = {"onnx": 1, "tflite": 2}
 FLOAT_SERIES = 0
@@ -75,6 +76,7 @@ def compress_sections(report: Report) -> tuple[Section, ...]:
         _size_section(report),
         _latency_section(report),
         _accuracy_section(report),
+        *pruning_sections(report),
         _parity_section(report),
         _passes_section(report),
         _files_section(report),
@@ -85,6 +87,8 @@ def compress_sections(report: Report) -> tuple[Section, ...]:
 def _smaller(report: Report) -> Iterable[TileRow]:
     for key, size in report.sizes.items():
         yield size_row(size.float_size_bytes, size.size_bytes, FILES.get(key, key))
+    if report.model.macs_after is not None:
+        yield pruned_row(report.model.macs, report.model.macs_after, "MACs")
     if not report.sizes:
         yield TileRow(NOT_MEASURED, tone="unknown")
 
@@ -134,8 +138,9 @@ def _trust(report: Report) -> Iterable[TileRow]:
     for key, name in FILES.items():
         parity = report.parity.get(f"{key}_vs_reference")
         if parity is not None:
-            detail = f"from the integer reference, {count_text(parity.num_samples)} images"
-            yield TileRow(f"{parity.max_lsb} LSB", name, detail, _parity_tone(parity))
+            kind = "integer" if parity.max_relative_error is None else "float"
+            detail = f"from the {kind} reference, {count_text(parity.num_samples)} images"
+            yield TileRow(parity_text(parity), name, detail, _parity_tone(parity))
     if not report.data.held_out:
         yield TileRow("not held out", tone="warn", detail="proven on images it was calibrated on")
 
@@ -187,7 +192,9 @@ def _latency_section(report: Report) -> Section:
         )
     blocks.append(_latency_table({label: entry for label, (_, entry) in figures.items()}))
     return Section(
-        "Latency", tuple(blocks), "Batch 1, one image in each file's own runtime, float beside int8."
+        "Latency",
+        tuple(blocks),
+        "Batch 1, one image in each file's own runtime, the network as it was given beside the compressed.",
     )
 
 
@@ -269,8 +276,8 @@ def _parity_section(report: Report) -> Section:
     rows = [
         (
             PAIRS.get(key, key),
-            Cell(f"{parity.max_lsb} LSB", _parity_tone(parity)),
-            percent_text(parity.fraction_within_1_lsb, 3),
+            Cell(parity_text(parity), _parity_tone(parity)),
+            percent_text(parity.fraction_within_1_lsb, 3) if parity.max_relative_error is None else "-",
             percent_text(parity.top1_agreement),
             str(parity.num_samples),
         )
@@ -283,8 +290,16 @@ def _parity_section(report: Report) -> Section:
         ("proven on", f"{data.num_proof} images, {'held out' if data.held_out else 'NOT held out'}"),
         ("preprocess", preprocess_text(data.preprocess) if data.preprocess else "not known"),
     ]
+    if data.train_source:
+        trained = f"{data.num_train} images of {data.train_source}, {data.num_validation} more to follow it"
+        proof.insert(1, ("trained on", trained))
     columns = ("pair", "largest difference", "within 1 LSB", "same top-1", "images")
-    lead = "One integer contract: the same integers in both files and in the NumPy reference."
+    is_float = any(parity.max_relative_error is not None for parity in report.parity.values())
+    lead = (
+        "Both files and the NumPy reference compute the same in float32, up to the order of sums."
+        if is_float
+        else "One integer contract: the same integers in both files and in the NumPy reference."
+    )
     found = table(columns, rows) if rows else Note("Parity was not measured.")
     return Section("Parity and data", (found, table(("data", ""), proof, num_texts=2)), lead)
 
@@ -304,7 +319,8 @@ def _passes_section(report: Report) -> Section:
 
 
 def _settings(record: PassRecord) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.parameters.items()) or "none"
+    given = {key: value for key, value in record.parameters.items() if value is not None}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in given.items()) or "none"
 
 
 def _change(record: PassRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgecnn import __version__
@@ -54,11 +55,13 @@ def render_compress_html(report: Report) -> str:
 
 def _embedded(report: BenchReport) -> dict[str, Any]:
     """Return a report's values, thinned out where its samples would make the page too large."""
-    values: dict[str, Any] = to_values(report)
     step = -(-sum(len(run.samples_ns) for run in report.runs) // MAX_EMBEDDED)
-    if step > 1:
-        values["samples_kept_every"] = step
-        for run in values["runs"]:
-            run["samples_ns"] = run["samples_ns"][::step]
-            run["block_lengths"] = [len(run["samples_ns"])]
-    return values
+    if step <= 1:
+        values: dict[str, Any] = to_values(report)
+        return values
+    kept = [run.samples_ns[::step] for run in report.runs]
+    runs = [
+        replace(run, samples_ns=samples, block_lengths=(len(samples),))
+        for run, samples in zip(report.runs, kept, strict=True)
+    ]
+    return {**to_values(replace(report, runs=tuple(runs))), "samples_kept_every": step}

@@ -9,16 +9,23 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy.typing as npt
 
 from edgecnn.report.numbers import digits, interval_ms_text, ms_text, ratio_text, time_axis
 from edgecnn.report.svg import FONT_SIZE, VALUE_SIZE, Canvas, Point, Scale, shorten, text_width
-from edgecnn.runner.statistics import median, percentile
+from edgecnn.runner.statistics import Distribution
 
 MAX_DOTS = 600
 """Dots of one series in a plot; of more samples, groups are drawn by their median and their slowest."""
 
 MIN_GUTTERS = 700.0
 """Plots at least this wide have room for names beside their rows."""
+
+RIDGE = 28.0
+"""Height of a histogram, px."""
 
 LOG_FROM = 6.0
 """Latencies whose medians are further apart than this factor share a logarithmic axis."""
@@ -34,13 +41,20 @@ class Samples:
         values_ms: in the order they were measured, at least one.
         interval_ms: confidence interval of the median, or None.
         span_s: seconds the run took with its pauses, or None for the sum of the latencies.
+        known: the values without their order, where somebody has counted them; else they are counted here.
     """
 
     label: str
     series: int
-    values_ms: Sequence[float]
+    values_ms: Sequence[float] | npt.NDArray[Any]
     interval_ms: tuple[float, float] | None = None
     span_s: float | None = None
+    known: Distribution | None = None
+
+    @cached_property
+    def spread(self) -> Distribution:
+        """The values without their order."""
+        return self.known or Distribution.of(self.values_ms)
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,9 @@ def distributions(rows: Sequence[Samples], width: float) -> str:
 
     The axis ends where no row has more than outliers, those above p75 + 3 IQR; what lies beyond is counted.
     """
-    medians = [median(row.values_ms) for row in rows]
-    low = min(min(row.values_ms) for row in rows)
-    high = max(fence(row.values_ms) for row in rows)
+    medians = [row.spread.median() for row in rows]
+    low = min(row.spread.ranked(1) for row in rows)
+    high = max(fence(row.spread) for row in rows)
     log = low > 0 and max(medians) > LOG_FROM * min(medians)
     margin = (high - low or high or 1.0) * 0.03
     low, high = (low / 1.1, high * 1.1) if log else (max(low - margin, 0.0), high + margin)
@@ -116,9 +130,9 @@ def distributions(rows: Sequence[Samples], width: float) -> str:
 
 def _figures(row: Samples, high: float) -> str:
     """Return a row's median and, on a second line, what lies beyond the axis."""
-    beyond = sum(1 for value in row.values_ms if value > high)
-    note = f"{beyond} beyond, to {ms_text(max(row.values_ms))}" if beyond else ""
-    return f"{ms_text(median(row.values_ms))}\n{note}"
+    beyond = row.spread.count_above(high)
+    note = f"{beyond:,} beyond, to {ms_text(row.spread.ranked(len(row.values_ms)))}" if beyond else ""
+    return f"{ms_text(row.spread.median())}\n{note}"
 
 
 @dataclass(frozen=True)
@@ -158,30 +172,30 @@ def _gutters(names: Sequence[str], figures: Sequence[str], width: float) -> _Gut
     return _Gutters(left, max(text_width(line, VALUE_SIZE, True) for line in lines) + 20, False)
 
 
-def fence(values: Sequence[float]) -> float:
+def fence(spread: Distribution) -> float:
     """Return where an axis may end: three interquartile ranges above the box, if anything is beyond.
 
     Where more than one sample in twenty is, it ends further on, at up to four times the median.
 
     Example:
-        >>> fence([10.0, 10.0, 11.0, 11.0] * 25 + [500.0]), fence([10.0] * 90 + [500.0] * 10)
-        (14.0, 40.0)
+        >>> fence(Distribution.of([10.0, 10.0, 11.0, 11.0] * 25 + [500.0]))
+        14.0
+        >>> fence(Distribution.of([10.0] * 90 + [500.0] * 10))
+        40.0
     """
-    lower, middle, upper = (percentile(values, percent) for percent in (25, 50, 75))
-    most = max(upper + 3 * (upper - lower), min(percentile(values, 95), 4 * middle))
-    return min(max(values), most)
+    lower, middle, upper = (spread.percentile(percent) for percent in (25, 50, 75))
+    most = max(upper + 3 * (upper - lower), min(spread.percentile(95), 4 * middle))
+    return min(spread.ranked(spread.num_samples), most)
 
 
 def _distribution(canvas: Canvas, scale: Scale, row: Samples, base: float) -> None:
     """Draw one row, the histogram standing on `base` and the box below it."""
-    style = f"s{row.series}"
-    ordered = sorted(row.values_ms)
-    quantile = {q: scale(min(percentile(ordered, q), scale.high)) for q in (5, 25, 75, 95)}
-    middle = scale(median(ordered))
-    limit = fence(ordered)
-    inner = [value for value in ordered if value <= limit]
-    canvas.path(_ridge(inner, scale, base, 28.0), f"area {style}", closed=True)
-    outliers = [value for value in ordered[len(inner) :] if scale.inside(value)]
+    style, spread = f"s{row.series}", row.spread
+    quantile = {q: scale(min(spread.percentile(q), scale.high)) for q in (5, 25, 75, 95)}
+    middle = scale(spread.median())
+    limit = fence(spread)
+    canvas.path(_ridge(spread, limit, scale, base), f"area {style}", closed=True)
+    outliers = [value for value in spread.values[spread.values > limit].tolist() if scale.inside(value)]
     step = -(-len(outliers) // MAX_DOTS) or 1
     canvas.dots([(scale(value), base + 9) for value in outliers[::step]], style)
     canvas.line((quantile[5], base + 9), (quantile[95], base + 9), f"whisker {style}")
@@ -193,20 +207,20 @@ def _distribution(canvas: Canvas, scale: Scale, row: Samples, base: float) -> No
     canvas.line((middle, base + 1), (middle, base + 17), "median")
 
 
-def _ridge(ordered: Sequence[float], scale: Scale, base: float, height: float) -> list[Point]:
-    """Return the outline of a smoothed histogram, in bins of 4 px."""
+def _ridge(spread: Distribution, limit: float, scale: Scale, base: float) -> list[Point]:
+    """Return the outline of a smoothed histogram of what is not above `limit`, in bins of 4 px."""
     num_bins = max(8, int(abs(scale.stop - scale.start) / 4))
     step = (scale.stop - scale.start) / num_bins
     counts = [0.0] * (num_bins + 2)
-    for value in ordered:
-        if scale.inside(value):
-            counts[1 + min(int((scale(value) - scale.start) / step), num_bins - 1)] += 1
+    for value, count in zip(spread.values.tolist(), spread.counts.tolist(), strict=True):
+        if value <= limit and scale.inside(value):
+            counts[1 + min(int((scale(value) - scale.start) / step), num_bins - 1)] += count
     smooth = [(a + 2 * b + c) / 4 for a, b, c in zip(counts, counts[1:], counts[2:], strict=False)]
     top = max(smooth) or 1.0
     used = [index for index, count in enumerate(smooth) if count > 0]
     first, last = max(min(used, default=0) - 1, 0), min(max(used, default=0) + 1, num_bins - 1)
     outline = [
-        (scale.start + (index + 0.5) * step, base - height * smooth[index] / top)
+        (scale.start + (index + 0.5) * step, base - RIDGE * smooth[index] / top)
         for index in range(first, last + 1)
     ]
     return [(outline[0][0], base), *outline, (outline[-1][0], base)]

@@ -24,7 +24,7 @@ MIN_DIFFERENCE = 0.01
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """The float network that was given.
+    """The float network that was given, and how much of it pruning left.
 
     Attributes:
         name: of the network.
@@ -32,6 +32,7 @@ class ModelFigures:
         macs: multiply-accumulates of one image (1 MAC = 2 FLOPs).
         size_bytes: of its parameters and buffers in float32.
         task: "classification", "segmentation" or "other".
+        params_after, macs_after: after the passes that prune and train, None if there were none.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ModelFigures:
     macs: int
     size_bytes: int
     task: str = "classification"
+    params_after: int | None = None
+    macs_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class DataFigures:
         num_proof: images of parity, SQNR and agreement.
         held_out: whether the proof's images are none of the calibration's.
         preprocess: how pixels became the network's input, as `Preprocess.to_dict` gives it.
+        train_source: where the images to train on come from, or None.
+        num_train: images trained on.
+        num_validation: images that followed the training.
     """
 
     source: str
@@ -79,6 +85,9 @@ class DataFigures:
     num_proof: int
     held_out: bool
     preprocess: dict[str, Any] | None = None
+    train_source: str | None = None
+    num_train: int = 0
+    num_validation: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,15 @@ class ParityFigures:
         fraction_within_1_lsb: of all output values, in [0, 1].
         top1_agreement: fraction of samples with the same first class, or None.
         num_samples: images compared.
+        max_relative_error: of files in float, whose steps mean nothing: largest difference of an output as
+            a fraction of its largest value; None for integers.
     """
 
     max_lsb: int
     fraction_within_1_lsb: float
     top1_agreement: float | None
     num_samples: int
+    max_relative_error: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -209,6 +221,9 @@ class Report:
         latency: None if not measured.
         timings: "work_seconds" (load, passes, export) and "proof_seconds" (parity, accuracy, latency).
         warnings: what the user should know.
+        details: what passes recorded, each with the keys "pass" and "kind": "pruning" (groups, widths),
+            "training_curves" (loss and accuracy by epoch).
+        recipe_toml: the recipe with every parameter, as `Recipe.from_toml` reads it.
         schema_version: of this format.
     """
 
@@ -228,6 +243,8 @@ class Report:
     latency: LatencyReport | None
     timings: dict[str, float]
     warnings: tuple[str, ...] = ()
+    details: tuple[dict[str, Any], ...] = ()
+    recipe_toml: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

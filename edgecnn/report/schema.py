@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from edgecnn.errors import DataError
+from edgecnn.report.latencies import Latencies
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ def to_values(value: Any, where: str = "report") -> Any:
     Raises:
         DataError: for a number that is not finite, or a value that JSON does not know.
     """
+    if isinstance(value, Latencies):
+        return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
         return {_key(f): to_values(getattr(value, f.name), f"{where}.{_key(f)}") for f in fields(value)}
     if isinstance(value, Mapping):
@@ -72,6 +75,11 @@ def _check(expected: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if expected is Any:
         return value
+    if expected is Latencies:
+        try:
+            return Latencies.from_json(value)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
     if origin in (typing.Union, types.UnionType):
         kinds = [argument for argument in arguments if argument is not type(None)]
         return None if value is None else _check(kinds[0], value, where)

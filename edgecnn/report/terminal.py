@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecnn.report.bench_results import EMULATED
+from edgecnn.report.numbers import bytes_text, count_text, digits, percent_text
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
 
 FILES = {"onnx": "ONNX", "tflite": "TFLite"}
@@ -25,6 +26,10 @@ PAIRS = {
 }
 
 
+TRAINING = "training_curves"
+"""The kind of detail that a pass which trained records."""
+
+
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print a report; `console` is stdout by default."""
     (console or Console()).print(render_report(report))
@@ -34,7 +39,7 @@ def render_report(report: Report) -> RenderableType:
     """Return the report for a rich console; readable at 80 columns and without colour."""
     figures = _grid(4)
     figures.add_row("", "", "float", "result", "", style="dim")
-    for rows in (_size_rows(report), _latency_rows(report), _cost_rows(report)):
+    for rows in (_pruned_rows(report), _size_rows(report), _latency_rows(report), _cost_rows(report)):
         for row in rows:
             figures.add_row(*row)
     trust = _grid(2)
@@ -43,15 +48,15 @@ def render_report(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_title(report), Text(), figures, Text(), trust]
     if report.warnings:
         parts.append(Text())
-        parts += [_warning(text) for text in report.warnings]
+        parts.append(warnings_table(*report.warnings))
     return Group(Text(), *parts, Text(), _files(report))
 
 
 def print_inspection(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what `edgecnn.inspect` found out about a network; `console` is stdout by default."""
     console = console or Console()
-    macs = "unknown" if found["macs"] is None else _count(found["macs"])
-    costs = f"{_count(found['params'])} params, {macs} MACs, {_bytes(found['size_bytes'])}"
+    macs = "unknown" if found["macs"] is None else count_text(found["macs"])
+    costs = f"{count_text(found['params'])} params, {macs} MACs, {bytes_text(found['size_bytes'])}"
     console.print(f"[bold]{escape(str(found['name']))}[/]  {costs}", highlight=False)
     for key in ("inputs", "outputs"):
         tensors = ", ".join(f"{tensor['name']} {_shape(tensor['shape'])}" for tensor in found[key])
@@ -65,13 +70,13 @@ def print_inspection(found: Mapping[str, Any], console: Console | None = None) -
         table.add_column(name, justify="right", no_wrap=True)
     for layer in found["layers"]:
         shape = _shape(layer["output_shape"])
-        counts = [_count(layer[key]) if layer[key] else "" for key in ("params", "macs")]
+        counts = [count_text(layer[key]) if layer[key] else "" for key in ("params", "macs")]
         table.add_row(escape(str(layer["layer"])), escape(str(layer["op"])), shape, *counts)
     console.print(table)
     if found["unsupported"]:
-        console.print(_warning("cannot be exported yet: " + ", ".join(map(str, found["unsupported"]))))
+        console.print(warnings_table("cannot be exported yet: " + ", ".join(map(str, found["unsupported"]))))
     for text in found.get("warnings", ()):
-        console.print(_warning(str(text)))
+        console.print(warnings_table(str(text)))
 
 
 def preprocess_text(preprocess: Mapping[str, Any]) -> str:
@@ -112,8 +117,22 @@ def _title(report: Report) -> Text:
     """Return what was made of what, and for whom."""
     model = report.model
     text = Text(model.name, style="bold")
-    text.append(f"  {_count(model.params)} params, {_count(model.macs)} MACs\n", style="not bold")
+    text.append(f"  {count_text(model.params)} params, {count_text(model.macs)} MACs\n", style="not bold")
     return text.append(f"recipe {report.recipe}, seed {report.seed}, for {report.target}", style="not bold")
+
+
+def _pruned_rows(report: Report) -> list[list[RenderableType]]:
+    """How much of the network is left?"""
+    model = report.model
+    rows: list[list[RenderableType]] = []
+    for name, before, after in (
+        ("MACs", model.macs, model.macs_after),
+        ("params", model.params, model.params_after),
+    ):
+        if after is not None:
+            verdict = _factor(before / max(after, 1), "fewer", "MORE") if after != before else Text("as many")
+            rows.append([name, count_text(before), count_text(after), verdict])
+    return _asked("Pruned", rows)
 
 
 def _size_rows(report: Report) -> list[list[RenderableType]]:
@@ -123,7 +142,9 @@ def _size_rows(report: Report) -> list[list[RenderableType]]:
         verdict = _factor(size.float_size_bytes / size.size_bytes, "smaller", "LARGER")
         if size.float_gzip_bytes and size.gzip_bytes:
             verdict.append(f" ({size.float_gzip_bytes / size.gzip_bytes:.2f}x through gzip)", style="dim")
-        rows.append([FILES.get(key, key), _bytes(size.float_size_bytes), _bytes(size.size_bytes), verdict])
+        rows.append(
+            [FILES.get(key, key), bytes_text(size.float_size_bytes), bytes_text(size.size_bytes), verdict]
+        )
     return _asked("Smaller", rows)
 
 
@@ -140,7 +161,7 @@ def _latency_rows(report: Report) -> list[list[RenderableType]]:
         if report.environment.get("emulated"):
             verdict = Text(EMULATED, style="yellow")
         verdict.append(f", {after.threads} thread{'s' if after.threads > 1 else ''}", style="dim")
-        rows.append([name, _latency(report.latency.of(f"float_{key}")), _latency(after), verdict])
+        rows.append([name, _median(report.latency.of(f"float_{key}")), _median(after), verdict])
     return _asked("Faster", rows)
 
 
@@ -159,7 +180,7 @@ def _cost_rows(report: Report) -> list[list[RenderableType]]:
             continue
         before = report.accuracy.float_top1
         verdict = _points(100 * (after - before)).append(f", {notes}" if notes else "", style="dim")
-        rows.append([name, _percent(before), _percent(after), verdict])
+        rows.append([name, percent_text(before), percent_text(after), verdict])
     return _asked("Cost", rows)
 
 
@@ -174,6 +195,9 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
     rows.append(["proven on", Text(proof, style="" if data.held_out else "yellow")])
     if data.preprocess:
         rows.append(["preprocess", Text(preprocess_text(data.preprocess))])
+    if data.train_source:
+        rows.append(["trained on", f"{data.num_train} images of {data.train_source}"])
+    rows += [[str(d.get("pass")), training_facts(d)] for d in report.details if d.get("kind") == TRAINING]
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
@@ -215,25 +239,57 @@ def _points(points: float) -> Text:
 def _agreement(report: Report, key: str) -> str:
     """Return agreement with float and SQNR, as far as they were measured."""
     agreement, sqnr_db = report.agreement.get(key), report.sqnr_db.get(key)
-    notes = [] if agreement is None else [f"agree {_percent(agreement, 1)}"]
+    notes = [] if agreement is None else [f"agree {percent_text(agreement, 1)}"]
     notes += [] if sqnr_db is None else [f"SQNR {sqnr_db:.1f} dB"]
     return ", ".join(notes)
 
 
 def _parity(parity: ParityFigures) -> Text:
     """Return how near two executions are."""
-    near = f"max {parity.max_lsb} LSB, {_percent(parity.fraction_within_1_lsb)} within 1"
+    near = f"max {parity_text(parity)}"
+    if parity.max_relative_error is None:
+        near += f", {percent_text(parity.fraction_within_1_lsb)} within 1"
     if parity.top1_agreement is not None:
-        near += f", top-1 {_percent(parity.top1_agreement)}"
+        near += f", top-1 {percent_text(parity.top1_agreement)}"
     return Text(near, style="green" if parity.max_lsb <= 2 else "yellow")
 
 
-def _warning(text: str) -> RenderableType:
-    """Return a warning with its lines set in."""
+def training_facts(detail: Mapping[str, Any]) -> str:
+    """Return in words how a training went, as far as it was recorded.
+
+    Example:
+        >>> training_facts({"epochs": [0, 4.0], "validation_accuracy": [0.5, 0.875], "seconds": 61.0})
+        '4 epochs, validation top-1 50.00 % → 87.50 %, 61 s'
+    """
+    epochs, accuracy = detail.get("epochs") or [], detail.get("validation_accuracy") or []
+    found = [f"{epochs[-1]:g} epoch{'' if epochs[-1] == 1 else 's'}"] if epochs else []
+    known = [value for value in accuracy if value is not None]
+    if known:
+        found.append(f"validation top-1 {percent_text(known[0])} → {percent_text(known[-1])}")
+    if detail.get("seconds"):
+        found.append(f"{detail['seconds']:.0f} s")
+    return ", ".join(found) or "nothing recorded"
+
+
+def parity_text(parity: ParityFigures) -> str:
+    """Return the largest difference: in steps, or of files in float as a fraction of the outputs' range.
+
+    Example:
+        >>> parity_text(ParityFigures(1, 1.0, None, 8)), parity_text(ParityFigures(0, 1.0, None, 8, 2e-6))
+        ('1 LSB', '2e-06 of range')
+    """
+    if parity.max_relative_error is None:
+        return f"{parity.max_lsb} LSB"
+    return f"{parity.max_relative_error:.0e} of range" if parity.max_relative_error else "no difference"
+
+
+def warnings_table(*texts: str) -> Table:
+    """Return warnings with their lines set in."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=8, no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(Text("warning", style="bold yellow"), Text(text))
+    for text in texts:
+        table.add_row(Text("warning", style="bold yellow"), Text(text))
     return table
 
 
@@ -248,29 +304,6 @@ def _files(report: Report) -> Text:
     return Text(f"{paths}\n{', '.join(seconds)}" if seconds else paths, style="dim")
 
 
-def _latency(figures: LatencyFigures | None) -> str:
-    """Return a median latency."""
-    if figures is None:
-        return "-"
-    return f"{figures.median_ms:.{3 if figures.median_ms < 1 else 2 if figures.median_ms < 100 else 0}f} ms"
-
-
-def _percent(fraction: float | None, digits: int = 2) -> str:
-    """Return a fraction in percent; 100 % only if it is all of them."""
-    if fraction is None:
-        return "-"
-    most = 100.0 if fraction == 1 else 100 - 10.0**-digits
-    return f"{min(100 * fraction, most):.{digits}f} %"
-
-
-def _bytes(size: int) -> str:
-    """Return bytes in kB or MB (powers of ten)."""
-    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
-def _count(number: int) -> str:
-    """Return a count in k, M or G."""
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= factor:
-            return f"{number / factor:.2f}{unit}"
-    return str(number)
+def _median(figures: LatencyFigures | None) -> str:
+    """Return a median latency, in ms so that the report stays ASCII."""
+    return "-" if figures is None else f"{digits(figures.median_ms)} ms"

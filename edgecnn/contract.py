@@ -1,0 +1,166 @@
+"""The contract: every file against the NumPy reference, in integers where the network is quantized.
+
+A file of a float network computes in float32 in another order than the reference; its outputs may be
+MAX_RELATIVE_ERROR of their largest value away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgecnn.errors import ParityError
+from edgecnn.export.parity import (
+    MAX_RELATIVE_ERROR,
+    Comparison,
+    compare,
+    first_difference,
+    output_scales,
+    relative_error,
+    sqnr_db,
+    traced_outputs,
+    worst_images,
+)
+from edgecnn.export.trace import trace_onnx, trace_tflite
+from edgecnn.graph.program import Array, Program
+from edgecnn.pipeline import Progress
+from edgecnn.proof import Candidate, run_outputs
+from edgecnn.quantize.reference import run_op, run_program
+
+Outputs = Mapping[str, Array]
+
+
+def run_reference(program: Program, inputs: Array, progress: Progress) -> dict[str, Array]:
+    """Return the outputs of the NumPy integer reference, as float32.
+
+    Args:
+        program: quantized, with one input.
+        inputs: float32 (n, c, h, w).
+        progress: told about every few images.
+    """
+    pieces: list[dict[str, Array]] = []
+    batch = max(1, min(16, (1 << 20) // max(int(np.prod(inputs.shape[1:])), 1)))
+    progress.start("integer reference", len(inputs))
+    for start in range(0, len(inputs), batch):
+        chunk = inputs[start : start + batch]
+        pieces.append(run_program(program, {program.inputs[0]: chunk}))
+        progress.advance(len(chunk))
+    progress.finish()
+    return {name: np.concatenate([p[name] for p in pieces]) for name, _ in program.outputs}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What `prove_parity` found.
+
+    Attributes:
+        comparisons: "onnx_vs_reference", "tflite_vs_reference", "onnx_vs_tflite", as far as files were made.
+        sqnr_db: by file, against float.
+        warnings: rounding that added up, in words.
+    """
+
+    comparisons: dict[str, Comparison]
+    sqnr_db: dict[str, float | None]
+    warnings: tuple[str, ...]
+
+
+def prove_parity(
+    program: Program,
+    candidates: Sequence[Candidate],
+    inputs: Array,
+    activation_dtype: str,
+    progress: Progress,
+) -> Parity:
+    """Run the files and the reference on the same images and compare their integers.
+
+    Args:
+        program: what the compressed files were made from.
+        candidates: compressed files, and the float ones for the SQNR.
+        inputs: float32 (n, c, h, w), held out from calibration where possible.
+        activation_dtype: of the ONNX file.
+        progress: told how far it is.
+
+    Raises:
+        ParityError: naming the first operator that computes something else.
+        RunnerError: if a runtime cannot load or run a file.
+    """
+    progress.start("run the files in their runtimes", None)
+    outputs = run_outputs(candidates, inputs)
+    progress.finish()
+    reference = run_reference(program, inputs, progress)
+    scales = output_scales(program)
+    is_float = all(tensor.quant is None for tensor in program.tensors.values())
+    files = [c.key for c in candidates if not c.key.startswith("float_")]
+    comparisons = {
+        f"{key}_vs_reference": _compare(reference, outputs[key], scales, is_float) for key in files
+    }
+    if len(files) == 2:
+        comparisons["onnx_vs_tflite"] = _compare(outputs["onnx"], outputs["tflite"], scales, is_float)
+    warnings = []
+    for key in files:
+        found = comparisons[f"{key}_vs_reference"]
+        if found.max_relative_error is not None and not found.holds:
+            raise _float_error(key, found.max_relative_error)
+        if not found.holds:
+            worst = worst_images(reference, outputs[key], scales, 2)
+            given = {name: values[worst] for name, values in outputs[key].items()}
+            warnings.append(_examine(program, key, inputs[worst], given, activation_dtype, found))
+    floats = next((outputs[c.key] for c in candidates if c.key.startswith("float_")), None)
+    main = program.outputs[0][0]
+    sqnr = {key: None if floats is None else sqnr_db(floats[main], outputs[key][main]) for key in files}
+    return Parity(comparisons, sqnr, tuple(warnings))
+
+
+def _compare(first: Outputs, second: Outputs, scales: Mapping[str, float], is_float: bool) -> Comparison:
+    """Compare outputs in steps, and those of a float network as a fraction of their range too."""
+    found = compare(first, second, scales)
+    return replace(found, max_relative_error=relative_error(first, second)) if is_float else found
+
+
+def _float_error(key: str, error: float) -> ParityError:
+    runtime = "onnxruntime" if key == "onnx" else "LiteRT"
+    return ParityError(
+        f"the {key} file does not compute in {runtime} what the graph computes: its outputs are up to "
+        f"{error:.2g} of their range away, expected at most {MAX_RELATIVE_ERROR:g}",
+        hint=f"nothing was written; please report this with the version of {runtime}",
+    )
+
+
+def _examine(
+    program: Program,
+    key: str,
+    inputs: Array,
+    given: Mapping[str, Array],
+    activation_dtype: str,
+    found: Comparison,
+) -> str:
+    """Find the operator that differs, or return the warning that rounding added up.
+
+    `given` are the file's outputs for `inputs`; a trace that leads elsewhere explains nothing.
+    """
+    feeds = {program.inputs[0]: inputs}
+    onnx = key == "onnx"
+    traced = trace_onnx(program, feeds, activation_dtype) if onnx else trace_tflite(program, feeds)
+    difference = first_difference(program, traced, feeds, run_op)
+    runtime = "onnxruntime" if onnx else "LiteRT"
+    figures = f"up to {found.max_lsb} LSB, {100 * found.fraction_within_1_lsb:.2f} % within 1 LSB"
+    if difference is not None:
+        op = difference.op
+        raise ParityError(
+            f"the {key} file does not compute the contract's integers in {runtime} ({figures}); the first "
+            f"operator that differs is {op.layer}, {op.kind}: {difference.max_lsb} LSB off",
+            hint=f"nothing was written; please report this with the version of {runtime}",
+        )
+    again = traced_outputs(program, traced)
+    scales = {name: scale for name, scale in output_scales(program).items() if name in again}
+    if scales and not compare(again, given, scales).holds:
+        raise ParityError(
+            f"the {key} file does not compute in {runtime} what its operators compute one by one ({figures})",
+            hint=f"nothing was written; please report this with the version of {runtime}",
+        )
+    return (
+        f"{key}: every operator is within 1 LSB of the reference, but differences of one step add up along "
+        f"the network ({figures})"
+    )
