@@ -91,7 +91,7 @@ def prove_parity(
     progress.finish()
     reference = run_reference(program, inputs, progress)
     scales = output_scales(program)
-    is_float = all(tensor.quant is None for tensor in program.tensors.values())
+    is_float = program.computes_in_float
     files = [c.key for c in candidates if not c.key.startswith("float_")]
     comparisons = {
         f"{key}_vs_reference": _compare(reference, outputs[key], scales, is_float) for key in files
