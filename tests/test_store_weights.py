@@ -90,7 +90,7 @@ def test_the_runtimes_convert_when_they_load_and_not_for_every_image(dtype: str,
 
 
 def test_what_is_stored_by_hand() -> None:
-    """1/3 in float16 is 0.33325195; the row (0.5, -1, 0) in int8 has the scale 1/127 and the integers 64, -127."""
+    """1/3 in float16 is 0.33325195; the row (0.5, -1, 0) in int8 has the scale 1/127: 64, -127, 0."""
     half = build_program(StoreWeights("float16").run(constant_layer(1 / 3, -1, 0), nets.context()))
     weight = half.tensors[half.ops[0].inputs[1]]
     assert (weight.dtype, weight.quant) == ("float16", None)
@@ -146,7 +146,9 @@ def test_the_given_model_stays_as_it_was() -> None:
 
 def test_a_weight_too_large_for_float16_is_refused() -> None:
     model = constant_layer(1.0, -70000.0, 0.0)
-    with pytest.raises(PassError, match=r"0 \(aten.conv2d.default\) has a weight of 7e\+04, expected at most"):
+    with pytest.raises(
+        PassError, match=r"0 \(aten.conv2d.default\) has a weight of 7e\+04, expected at most"
+    ):
         StoreWeights("float16").run(model, nets.context())
     assert StoreWeights("int8").run(model, nets.context())
 

@@ -218,8 +218,9 @@ def _plan(values: Mapping[str, Any], recipe: Recipe) -> str:
         steps.append(f"train on     {own}")
     if taught:
         steps.append(f"learn from   {values['teacher'] or 'the network as it was given'}")
+    if num_samples:
+        steps.append(f"calibrate on {source}, at most {num_samples} images")
     steps += [
-        f"calibrate on {source}, at most {num_samples} images",
         f"run          {', '.join(step.name for step in recipe.passes)}",
         f"write        {files}, {values['out'] / 'model.pt2'}, {values['out'] / 'report.json'}",
         f"for          {values['target']}, input and output {values['io']}",

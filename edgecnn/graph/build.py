@@ -71,11 +71,12 @@ class ProgramBuilder:
         return value
 
     def weight(self, node: Any) -> str:
-        """Return the name of a layer's weight as it is stored: float16 behind a conversion to float32 stays."""
-        source = node.args[0] if isinstance(node, fx.Node) and node.target is torch.ops.aten.to.dtype else None
-        stored = self.constant_value(source)
-        if stored is not None and stored.dtype is torch.float16 and node not in self.values:
-            self.values[node] = self.constant(stored.numpy(), str(source.target))
+        """Return the name of a layer's weight; float16 behind a conversion to float32 stays float16."""
+        if node not in self.values and isinstance(node, fx.Node) and node.target is torch.ops.aten.to.dtype:
+            source: Any = node.args[0]
+            stored = self.constant_value(source)
+            if stored is not None and stored.dtype is torch.float16:
+                self.values[node] = self.constant(stored.numpy(), str(source.target))
         return self.tensor(node)
 
     def constant(self, data: Array, name: str, quant: QuantParams | None = None) -> str:

@@ -111,7 +111,8 @@ class Tensor:
     Attributes:
         name: unique in the Program.
         shape: dimension 0 of an activation is BATCH.
-        dtype: "float32", "int8" (quantized) or "int32" (bias); a weight may be "float16", and is read as float32.
+        dtype: "float32", "int8" (quantized) or "int32" (bias). A weight may be "float16": it is
+            read as float32.
         quant: parameters of an int8 or int32 tensor, None for float32.
         data: the constant's values in `dtype`, None for an activation.
     """

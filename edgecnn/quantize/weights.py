@@ -130,8 +130,9 @@ def _as_half(graph: fx.GraphModule, node: fx.Node, weight: fx.Node, values: torc
     """
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest > LARGEST_HALF:
+        where = layer_name(node)
         raise PassError(
-            f"{layer_name(node)} has a weight of {largest:.4g}, expected at most {LARGEST_HALF:g} for float16",
+            f"{where} has a weight of {largest:.4g}, expected at most {LARGEST_HALF:g} in float16",
             hint="use the recipe weight_only_wi8_afp32, whose weights have scales",
         )
     half = add_constant(graph, node, f"{weight.target}_float16", values.half())
