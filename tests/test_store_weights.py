@@ -155,7 +155,7 @@ def test_a_weight_too_large_for_float16_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "hint"),
-    [("int4", "no runtime here computes a convolution with int4 weights faster"), ("bfloat16", None)],
+    [("int4", "no runtime here computes convolutions with int4 weights any faster"), ("bfloat16", None)],
 )
 def test_other_dtypes_are_refused_with_the_reason(dtype: str, hint: str | None) -> None:
     with pytest.raises(RecipeError, match=f"dtype is '{dtype}', expected one of float16, int8") as found:
