@@ -2,7 +2,7 @@
 
     prune_channels -> fine_tune or distill -> fold_batch_norm -> ... -> quantize_static
 
-The quantizing end is that of the shipped recipe static_wi8_ai8, so that there is one int8.
+The quantizing end is that of the shipped recipe static_wi8_ai8 (or fp16), so that there is one int8.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edgecnn.errors import RecipeError
 from edgecnn.pipeline import Need, Pass
 from edgecnn.recipe import Recipe, load_pass
 
+FP16_RECIPE = "fp16"
 INT8_RECIPE = "static_wi8_ai8"
 INT8_SUFFIX = "wi8_ai8"
 
@@ -36,6 +37,7 @@ class RecipeFlags:
     Attributes:
         recipe: name or file of a recipe, instead of parts.
         int8: quantize; without any other part that is what is done anyway.
+        fp16: store the weights in float16 and compute in float.
         prune: fraction of the channels to remove, 0 < prune < 1.
         prune_macs: fraction of the MACs to remove.
         prune_params: fraction of the parameters to remove.
@@ -51,6 +53,7 @@ class RecipeFlags:
 
     recipe: str | None = None
     int8: bool = False
+    fp16: bool = False
     prune: float | None = None
     prune_macs: float | None = None
     prune_params: float | None = None
@@ -97,8 +100,14 @@ class RecipeFlags:
                     f"{flag} is {value:g}, expected a fraction between 0 and 1, both excluded",
                     hint="0.5 removes half; 1 would leave nothing",
                 )
-        if self.recipe is not None and (given or self.int8 or self.distill):
-            part = (given or ["--int8" if self.int8 else "--distill"])[0]
+        parts = [*given, *(f"--{name}" for name in ("int8", "fp16", "distill") if getattr(self, name))]
+        if self.int8 and self.fp16:
+            raise RecipeError(
+                "--int8 and --fp16 are both given, expected one of them",
+                hint="--int8 is smaller and faster, --fp16 hardly changes an answer",
+            )
+        if self.recipe is not None and parts:
+            part = parts[0]
             raise RecipeError(
                 f"{part} and --recipe {self.recipe} are both given, expected one of them",
                 hint="a recipe says all passes; `edgecnn recipes show NAME` prints one to change",
@@ -146,7 +155,7 @@ def recipe_from_flags(flags: RecipeFlags) -> Recipe:
     if flags.recipe is not None:
         recipe = Recipe.load(flags.recipe)
     elif not (flags.prunes or flags.distill):
-        recipe = Recipe.load(INT8_RECIPE)
+        recipe = Recipe.load(FP16_RECIPE if flags.fp16 else INT8_RECIPE)
     else:
         recipe = _compose(flags)
     recipe = dataclasses.replace(recipe, passes=tuple(_changed(recipe, flags)))
@@ -176,6 +185,9 @@ def _compose(flags: RecipeFlags) -> Recipe:
     if flags.int8:
         passes += Recipe.load(INT8_RECIPE).passes
         names.append(INT8_SUFFIX)
+    elif flags.fp16:
+        passes += Recipe.load(FP16_RECIPE).passes
+        names.append(FP16_RECIPE)
     else:
         passes.append(load_pass("fold_batch_norm")())
     return Recipe("_".join(names), tuple(passes))

@@ -124,6 +124,8 @@ def _run(work: _Work, model: Any, data: Any, folder: Path) -> CompressResult:
     parts.recipe_toml = recipe.to_toml()
     parts.float_islands = float_islands(made.program) if _quantizes(recipe) else []
     judge(parts, made, Timing(options.threads, options.measure), progress)
+    if not any(Need.CALIBRATION in step.needs for step in recipe.passes):
+        parts.num_calibration = 0
     report = build_report(parts)
     _publish(folder, artifacts, made.files, pt2, report, options.force)
     return CompressResult(artifacts, report, made.compressed)

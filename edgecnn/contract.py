@@ -33,16 +33,17 @@ Outputs = Mapping[str, Array]
 
 
 def run_reference(program: Program, inputs: Array, progress: Progress) -> dict[str, Array]:
-    """Return the outputs of the NumPy integer reference, as float32.
+    """Return the outputs of the NumPy reference, as float32.
 
     Args:
-        program: quantized, with one input.
+        program: with one input.
         inputs: float32 (n, c, h, w).
         progress: told about every few images.
     """
     pieces: list[dict[str, Array]] = []
     batch = max(1, min(16, (1 << 20) // max(int(np.prod(inputs.shape[1:])), 1)))
-    progress.start("integer reference", len(inputs))
+    kind = "float" if program.computes_in_float else "integer"
+    progress.start(f"{kind} reference", len(inputs))
     for start in range(0, len(inputs), batch):
         chunk = inputs[start : start + batch]
         pieces.append(run_program(program, {program.inputs[0]: chunk}))
@@ -91,7 +92,7 @@ def prove_parity(
     progress.finish()
     reference = run_reference(program, inputs, progress)
     scales = output_scales(program)
-    is_float = all(tensor.quant is None for tensor in program.tensors.values())
+    is_float = program.computes_in_float
     files = [c.key for c in candidates if not c.key.startswith("float_")]
     comparisons = {
         f"{key}_vs_reference": _compare(reference, outputs[key], scales, is_float) for key in files

@@ -63,7 +63,7 @@ def keep_inputs(sources: Sequence[Any], folder: Path) -> None:
 
 
 def refuse_quantized(model: Model) -> None:
-    """Check that a network does not hold integers already.
+    """Check that a network does not hold integers or float16 already.
 
     Raises:
         PassError: if it does.
@@ -71,5 +71,10 @@ def refuse_quantized(model: Model) -> None:
     if any("quantized_decomposed" in str(node.target) for node in model.graph.graph.nodes):
         raise PassError(
             f"{model.spec.name} is quantized already, expected a float network",
+            hint="compress the float model that it was made from",
+        )
+    if any(str(tensor.dtype) == "torch.float16" for tensor in model.graph.buffers()):
+        raise PassError(
+            f"{model.spec.name} has float16 weights already, expected a float network in float32",
             hint="compress the float model that it was made from",
         )

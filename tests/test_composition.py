@@ -40,6 +40,12 @@ def test_nothing_said_is_static_int8() -> None:
         ({"prune": 0.125, "epochs": 0}, "prune12p5_untrained", ["prune_channels", "fold_batch_norm"]),
         ({"prune": 0.3, "has_images": False}, "prune30_untrained", ["prune_channels", "fold_batch_norm"]),
         ({"prune_macs": 0.5}, "prune_macs50", ["prune_channels", "fine_tune", "fold_batch_norm"]),
+        ({"fp16": True}, "fp16", ["fold_batch_norm", "store_weights"]),
+        (
+            {"prune": 0.5, "fp16": True},
+            "prune50_fp16",
+            ["prune_channels", "fine_tune", "fold_batch_norm", "store_weights"],
+        ),
         ({"distill": True, "has_teacher": True}, "distill", ["distill", "fold_batch_norm"]),
     ],
 )
@@ -108,6 +114,8 @@ def test_weights_alone_do_not_compare_groups(
         ({"prune": float("nan")}, "--prune is nan, expected"),
         ({"prune": 0.5, "prune_params": 0.5}, "--prune and --prune-params are both given"),
         ({"recipe": "static_wi8_ai8", "prune": 0.5}, "--prune and --recipe static_wi8_ai8 are both given"),
+        ({"recipe": "static_wi8_ai8", "fp16": True}, "--fp16 and --recipe static_wi8_ai8 are both given"),
+        ({"int8": True, "fp16": True}, "--int8 and --fp16 are both given"),
         ({"distill": True}, "the network would learn from itself"),
         ({"distill": True, "prune": 0.5, "epochs": 0}, "--distill trains, and --epochs is 0"),
         ({"prune": 0.5, "epochs": 2, "has_images": False}, "--epochs is 2, and there are no images"),

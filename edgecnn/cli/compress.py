@@ -96,7 +96,7 @@ def compress(values: Mapping[str, Any]) -> None:
     package.module:factory. Without --data the scales come from made-up images, and accuracy stays unmeasured.
     Images that judge the result are never trained on.
     """
-    parts = ("int8", "prune", "prune_macs", "prune_params", "distill")
+    parts = ("int8", "fp16", "prune", "prune_macs", "prune_params", "distill")
     given = [f"--{name.replace('_', '-')}" for name in parts if values[name] not in (None, False)]
     if given and values["recipe"]:
         message = f"{given[0]} makes a recipe of its own; give {given[0]} or --recipe, not both"
@@ -141,6 +141,7 @@ def _flags(values: Mapping[str, Any]) -> RecipeFlags:
     return RecipeFlags(
         recipe=values["recipe"],
         int8=values["int8"],
+        fp16=values["fp16"],
         prune=values["prune"],
         prune_macs=values["prune_macs"],
         prune_params=values["prune_params"],
@@ -217,8 +218,9 @@ def _plan(values: Mapping[str, Any], recipe: Recipe) -> str:
         steps.append(f"train on     {own}")
     if taught:
         steps.append(f"learn from   {values['teacher'] or 'the network as it was given'}")
+    if num_samples:
+        steps.append(f"calibrate on {source}, at most {num_samples} images")
     steps += [
-        f"calibrate on {source}, at most {num_samples} images",
         f"run          {', '.join(step.name for step in recipe.passes)}",
         f"write        {files}, {values['out'] / 'model.pt2'}, {values['out'] / 'report.json'}",
         f"for          {values['target']}, input and output {values['io']}",

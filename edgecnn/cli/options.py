@@ -157,6 +157,9 @@ def recipe_options(command: Command) -> Command:
             is_flag=True,
             help="Static int8, the recipe static_wi8_ai8; also what is done without a word.",
         ),
+        click.option(
+            "--fp16", is_flag=True, help="Weights in float16, computed in float: half the size, not faster."
+        ),
         click.option("--prune", type=float, metavar="RATIO", help="Remove this fraction of the channels."),
         click.option(
             "--prune-macs", type=float, metavar="FRACTION", help="Remove this fraction of the MACs."

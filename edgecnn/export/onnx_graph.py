@@ -23,6 +23,8 @@ from onnx import helper, numpy_helper
 from edgecnn.errors import ExportError
 from edgecnn.graph.program import Array, Op, Program, QuantParams, Tensor
 
+_FLOAT = int(onnx.TensorProto.FLOAT)
+
 UINT8_SHIFT = 128
 """What is added to an int8 value and its zero point to make them uint8."""
 
@@ -122,10 +124,18 @@ class GraphBuilder:
         return self.real_parameter(op, tensor)
 
     def real_parameter(self, op: Op, tensor: Tensor) -> str:
-        """Return a float value of a constant kept as it is: int8 weights, int32 biases, float32 anything."""
+        """Return a float value of a constant kept as it is: int8 weights, int32 biases, float32 anything.
+
+        Weights of a layer that computes in float are converted by Cast (and Mul), which ONNX Runtime folds
+        when it loads the file; a DequantizeLinear it would run again for every image.
+        """
         stored = self.value(tensor.name)
+        if tensor.dtype == "float16":
+            return self.node(op, "Cast", [stored], self.unique(f"{tensor.name}/real"), {"to": _FLOAT})
         if tensor.quant is None:
             return stored
+        if tensor.dtype == "int8" and self.tensor(op.output).quant is None:
+            return self._scaled(op, stored, tensor.quant, len(tensor.shape))
         scale = np.asarray(tensor.quant.scale, np.float32)
         inputs = [stored, self._shared(f"{tensor.name}/scale", scale)]
         if tensor.dtype != "int32":
@@ -134,6 +144,12 @@ class GraphBuilder:
         attributes = {} if tensor.quant.axis is None else {"axis": tensor.quant.axis}
         output = self.unique(f"{tensor.name}/real")
         return self.node(op, "DequantizeLinear", inputs, output, attributes)
+
+    def _scaled(self, op: Op, stored: str, quant: QuantParams, num_dims: int) -> str:
+        """Return scale * q of symmetric integers, in nodes that are folded when the file is loaded."""
+        real = self.node(op, "Cast", [stored], self.unique(f"{stored}/cast"), {"to": _FLOAT})
+        scale = self.constant(f"{stored}/scale", quant.broadcast_scale(num_dims))
+        return self.node(op, "Mul", [real, scale], self.unique(f"{stored}/real"))
 
     def real_operand(self, op: Op, name: str, *, negated: bool = False) -> str:
         """Return a float value of an operand of add, sub or mul, or of its opposite if it is a constant.

@@ -73,7 +73,7 @@ def conv2d(lowering: Lowering, op: Op) -> None:
         operator, perm, axis = "CONV_2D", (0, 2, 3, 1), 0
         options["groups"] = groups
     source = pad_nhwc(lowering, lowering.read(x.name, _NHWC), padding.explicit)
-    weight = lowering.constant(w.name, _data(w).transpose(perm), _moved_axis(w.quant, axis))
+    weight = stored_weight(lowering, op, _data(w).transpose(perm), _moved_axis(w.quant, axis))
     inputs = (source, weight, _bias(lowering, op, w.shape[0]))
     lowering.write_clamped(op, _NHWC, operator, inputs, options)
 
@@ -93,7 +93,7 @@ def linear(lowering: Lowering, op: Op) -> None:
         if order[-1] != num_dims - 1:
             order = (*(dim for dim in order if dim != num_dims - 1), num_dims - 1)
         index = lowering.read(op.inputs[0], order)
-    weight = lowering.constant(w.name, data, w.quant)
+    weight = stored_weight(lowering, op, data, w.quant)
     inputs = (index, weight, _bias(lowering, op, w.shape[0]))
     lowering.write_clamped(op, order, "FULLY_CONNECTED", inputs, {"keepNumDims": num_dims > 2})
 
@@ -104,6 +104,27 @@ def weight_tensor(lowering: Lowering, op: Op) -> Tensor:
     if weight.data is None:
         raise lowering.unsupported(op, f"weight '{weight.name}' is computed, expected a constant")
     return weight
+
+
+def stored_weight(lowering: Lowering, op: Op, data: Array, quant: QuantParams | None) -> int:
+    """Add an op's weight as the operator reads it, and return its index.
+
+    A narrow weight of an op that computes in float goes through DEQUANTIZE, which XNNPACK carries out once,
+    when it loads the file. An int8 weight beside float inputs would make the op quantize those.
+
+    Args:
+        lowering: the file so far.
+        op: the layer.
+        data: float32, float16 or int8, in stored order.
+        quant: parameters of int8; their axis counts stored dimensions.
+    """
+    name = op.inputs[1]
+    stored = lowering.constant(name, data, quant)
+    is_narrow = data.dtype == np.float16 or quant is not None
+    if not is_narrow or lowering.tensor(op.output).quant is not None:
+        return stored
+    real = lowering.graph.add_tensor(f"{name}/real", data.shape, "float32", None)
+    return lowering.graph.add_operator("DEQUANTIZE", (stored,), real)
 
 
 def _data(tensor: Tensor) -> Array:

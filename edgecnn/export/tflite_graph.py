@@ -88,7 +88,7 @@ class StoredTensor:
         """Return what operator versions depend on."""
         scale = self.quant.scale if self.quant is not None else None
         per_tensor = float(scale) if scale is not None and np.ndim(scale) == 0 else None
-        return OperandType(self.dtype, len(self.shape), per_tensor)
+        return OperandType(self.dtype, len(self.shape), per_tensor, scale is not None and np.ndim(scale) > 0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from edgecnn.export.tflite_activation import FUSED_CODES, choose_activation
-from edgecnn.export.tflite_convolution import PADDING_CODES, bias_parameters, pad_nhwc, weight_tensor
+from edgecnn.export.tflite_convolution import (
+    PADDING_CODES,
+    bias_parameters,
+    pad_nhwc,
+    stored_weight,
+    weight_tensor,
+)
 from edgecnn.export.tflite_layout import Order
 from edgecnn.export.tflite_lowering import Lowering
 from edgecnn.export.transposed import phase_convolution
@@ -77,7 +83,7 @@ def _constants(lowering: Lowering, op: Op, taps: Array, is_depthwise: bool) -> t
 
     bias, bias_quant = bias_parameters(lowering, op, c_out)
     return (
-        lowering.constant(w.name, weight, quant_for_phases(w.quant, 3 if is_depthwise else 0)),
+        stored_weight(lowering, op, weight, quant_for_phases(w.quant, 3 if is_depthwise else 0)),
         lowering.constant(f"{y.name}/bias", for_phases(bias), quant_for_phases(bias_quant, 0)),
     )
 

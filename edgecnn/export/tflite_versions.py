@@ -16,11 +16,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OperandType:
-    """Element type, rank and scale of one operand, as far as versions depend on them."""
+    """Element type, rank and parameters of one operand, as far as versions depend on them."""
 
     dtype: str
     num_dims: int
     scale: float | None = None
+    is_per_channel: bool = False
 
 
 _RUNTIME: dict[str, tuple[str, ...]] = {
@@ -30,7 +31,7 @@ _RUNTIME: dict[str, tuple[str, ...]] = {
     "CONV_2D": ("1.5.0", "1.14.0", "1.14.0", "2.3.0", "2.4.0", "2.9.0"),
     "DEPTHWISE_CONV_2D": ("1.5.0", "1.12.0", "1.14.0"),
     "DEPTH_TO_SPACE": ("2.1.0", "2.5.0"),
-    "DEQUANTIZE": ("1.13.1", "1.14.0"),
+    "DEQUANTIZE": ("1.13.1", "1.14.0", "1.15.0", "2.2.0", "2.7.0"),
     "FULLY_CONNECTED": ("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
     "HARD_SWISH": ("1.15.0",),
     "LEAKY_RELU": ("1.13.1", "2.3.0"),
@@ -65,7 +66,6 @@ _INT8_IS_2 = frozenset(
         "ADD",
         "AVERAGE_POOL_2D",
         "CONCATENATION",
-        "DEQUANTIZE",
         "LOGISTIC",
         "MAX_POOL_2D",
         "MEAN",
@@ -99,6 +99,8 @@ def operator_version(operator: str, operands: Sequence[OperandType], options: Ma
     int8_version = 2 if data.dtype == "int8" else 1
     if operator in _INT8_IS_2:
         return int8_version
+    if operator == "DEQUANTIZE":
+        return 3 if data.dtype == "float16" else (5 if data.is_per_channel else int8_version)
     if operator in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         return _convolution_version(operator, is_int8, options)
     if operator == "FULLY_CONNECTED":

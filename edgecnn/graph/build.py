@@ -26,6 +26,7 @@ from edgecnn.model import Model
 qd = torch.ops.quantized_decomposed
 Handler = Callable[["ProgramBuilder", fx.Node], Any]
 
+LAYERS = frozenset({"conv2d", "conv_transpose2d", "linear"})
 BOUNDARY_KINDS = frozenset({"quantize", "dequantize", "requantize"})
 FUSES_CLAMP = frozenset({"conv2d", "conv_transpose2d", "linear", "add", "sub", "mul"})
 
@@ -68,6 +69,15 @@ class ProgramBuilder:
         if not isinstance(value, str):
             raise UnsupportedOpError(f"{layer_name(node)} is used as a tensor but has no single tensor value")
         return value
+
+    def weight(self, node: Any) -> str:
+        """Return the name of a layer's weight; float16 behind a conversion to float32 stays float16."""
+        if node not in self.values and isinstance(node, fx.Node) and node.target is torch.ops.aten.to.dtype:
+            source: Any = node.args[0]
+            stored = self.constant_value(source)
+            if stored is not None and stored.dtype is torch.float16:
+                self.values[node] = self.constant(stored.numpy(), str(source.target))
+        return self.tensor(node)
 
     def constant(self, data: Array, name: str, quant: QuantParams | None = None) -> str:
         """Add a constant under a free name and return the name."""
@@ -263,7 +273,7 @@ def _with_boundaries(
 
     for op in builder.ops:
         held = [tensors[n].quant is not None for n in (*op.inputs, op.output)]
-        if op.kind in BOUNDARY_KINDS or all(held) or not any(held):
+        if op.kind in BOUNDARY_KINDS or all(held) or not any(held) or _holds_weight_only(op, held):
             ops.append(op)
             continue
         sources = tuple(as_float(n, op.layer) for n in op.inputs)
@@ -281,13 +291,18 @@ def _with_boundaries(
     return Program(name, tuple(inputs), float_outputs, MappingProxyType(kept), tuple(ops))
 
 
+def _holds_weight_only(op: Op, held: list[bool]) -> bool:
+    """Return whether a layer computes in float with an int8 weight (its second input)."""
+    return op.kind in LAYERS and held[1] and sum(held) == 1
+
+
 def float_islands(program: Program) -> list[str]:
     """Return the layers of a quantized Program that compute in float.
 
     Returns:
-        Layer names in execution order; empty for a float Program and for a full-int8 one.
+        Layer names in execution order; empty for a full-int8 Program and for one that computes in float.
     """
-    if all(tensor.quant is None for tensor in program.tensors.values()):
+    if program.computes_in_float:
         return []
     return [
         op.layer

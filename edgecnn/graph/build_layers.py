@@ -48,7 +48,7 @@ def _window(
 def _weights(builder: ProgramBuilder, node: fx.Node) -> tuple[list[str], tuple[int, ...]]:
     """Return the names of x, w and b where there is one, and the weight's shape."""
     x, w, b = node.args[0], node.args[1], argument(node, 2, "bias")
-    names = [builder.tensor(x), builder.tensor(w)]
+    names = [builder.tensor(x), builder.weight(w)]
     weight = builder.tensors[names[1]]
     if not weight.is_constant:
         raise UnsupportedOpError(

@@ -111,7 +111,8 @@ class Tensor:
     Attributes:
         name: unique in the Program.
         shape: dimension 0 of an activation is BATCH.
-        dtype: "float32", "int8" (quantized) or "int32" (bias).
+        dtype: "float32", "int8" (quantized) or "int32" (bias). A weight may be "float16": it is
+            read as float32.
         quant: parameters of an int8 or int32 tensor, None for float32.
         data: the constant's values in `dtype`, None for an activation.
     """
@@ -164,6 +165,11 @@ class Program:
     outputs: tuple[tuple[str, str], ...]
     tensors: Mapping[str, Tensor]
     ops: tuple[Op, ...]
+
+    @property
+    def computes_in_float(self) -> bool:
+        """Whether no activation is quantized; weights may be stored in float16 or int8 all the same."""
+        return all(tensor.quant is None for tensor in self.tensors.values() if tensor.data is None)
 
     def consumers(self) -> dict[str, list[Op]]:
         """Return for each tensor name the ops that read it, in order."""

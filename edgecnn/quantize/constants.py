@@ -100,12 +100,12 @@ def quantize_layer(
     q_weight = quantize_weight(weight, scales, axis, num_bits=bits)
     if input_mean is not None and axis == 0:
         bias = _corrected(weight, q_weight, scales, input_mean, groups, bias)
-    new_weight = _dequantized(graph, node, f"{weight_node.target}_int8", q_weight, scales, axis)
+    new_weight = dequantized(graph, node, f"{weight_node.target}_int8", q_weight, scales, axis)
     new_bias = None
     if bias is not None:
         channel_scales = np.resize(scales, len(bias)) if len(scales) != len(bias) else scales
         bias_scale = (np.float32(x_scale) * channel_scales).astype(np.float32)
-        new_bias = _dequantized(
+        new_bias = dequantized(
             graph, node, f"{node.name}_bias_int32", quantize_bias(bias, bias_scale), bias_scale, 0
         )
     tail = node.args[3:]
@@ -135,7 +135,7 @@ def _corrected(
     return (start - mean_shift(flat, input_mean, groups)).astype(np.float32)
 
 
-def _dequantized(
+def dequantized(
     graph: fx.GraphModule,
     before: fx.Node,
     name: str,
@@ -143,7 +143,16 @@ def _dequantized(
     scales: npt.NDArray[np.float32],
     axis: int,
 ) -> fx.Node:
-    """Add integer values as a buffer and return a dequantize_per_channel node reading it."""
+    """Add integer values as a buffer and return a dequantize_per_channel node reading it.
+
+    Args:
+        graph: edited in place.
+        before: the call ahead of which they are added.
+        name: of the buffer, where it is free.
+        values: int8 or int32, any shape.
+        scales: float32, one per index of dimension `axis`.
+        axis: of the channels.
+    """
     stored = add_constant(graph, before, name, torch.from_numpy(np.ascontiguousarray(values)))
     scale = add_constant(graph, before, f"{name}_scale", torch.from_numpy(scales.copy()))
     zeros = add_constant(graph, before, f"{name}_zero_point", torch.zeros(len(scales), dtype=torch.int64))

@@ -176,9 +176,9 @@ def run_op(program: Program, op: Op, inputs: Sequence[Array | None]) -> Array:
 
 
 def _as_float(op: Op, tensor: Tensor, array: Array) -> Array:
-    """Return an input of a float op: itself, or a quantized constant dequantized."""
+    """Return an input of a float op in float32: itself, or a quantized constant dequantized."""
     if tensor.quant is None:
-        return array
+        return array.astype(np.float32, copy=False)  # a weight may be stored in float16
     if tensor.data is None:
         raise UnsupportedOpError(
             f"{op.layer or op.output} ({op.kind}): input '{tensor.name}' is quantized and the output is "

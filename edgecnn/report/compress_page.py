@@ -286,7 +286,10 @@ def _parity_section(report: Report) -> Section:
     data = report.data
     proof: list[tuple[str, str]] = [
         ("source", f"{data.source}{' (made up, for want of data)' if data.synthetic else ''}"),
-        ("calibrated on", f"{data.num_calibration} images"),
+        (
+            "calibrated on",
+            f"{data.num_calibration} images" if data.num_calibration else "nothing was calibrated",
+        ),
         ("proven on", f"{data.num_proof} images, {'held out' if data.held_out else 'NOT held out'}"),
         ("preprocess", preprocess_text(data.preprocess) if data.preprocess else "not known"),
     ]

@@ -70,7 +70,7 @@ class DataFigures:
     Attributes:
         source: as the user named it, or "batch_norm statistics" or "noise".
         synthetic: whether the images were made up, for want of data.
-        num_calibration: images the scales come from.
+        num_calibration: images the scales come from; 0 where nothing is calibrated.
         num_proof: images of parity, SQNR and agreement.
         held_out: whether the proof's images are none of the calibration's.
         preprocess: how pixels became the network's input, as `Preprocess.to_dict` gives it.

@@ -192,6 +192,8 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
     data = report.data
     kept_apart = "held out from" if data.held_out else "NOT held out from"
     proof = f"{data.num_proof} images, {kept_apart} the {data.num_calibration} calibrated on ({data.source})"
+    if not data.num_calibration:
+        proof = f"{data.num_proof} images of {data.source}; nothing was calibrated"
     rows.append(["proven on", Text(proof, style="" if data.held_out else "yellow")])
     if data.preprocess:
         rows.append(["preprocess", Text(preprocess_text(data.preprocess))])

@@ -1,0 +1,141 @@
+"""The pass `store_weights`: weights in float16 or int8, everything computed in float32.
+
+    float16   w_h = round_to_nearest(w)                        half the size
+    int8      w_q = round(w / scale[c]), scale[c] = max|w[c]| / 127      about a quarter of the size
+
+The files hold the narrow weights and a conversion to float32, which ONNX Runtime and XNNPACK carry out once
+when they load a file. So it gets smaller and neither faster nor slower; biases and activations stay float32.
+Nothing is calibrated.
+
+Source: IEEE 754-2008 (binary16); Krishnamoorthi 2018, arXiv:1806.08342, section 3.1.1 (weight only, per
+channel).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import fx
+
+from edgecnn.errors import PassError, RecipeError, UnsupportedOpError
+from edgecnn.graph.nodes import (
+    add_constant,
+    argument,
+    aten,
+    copy_graph,
+    fetch,
+    finish,
+    insert_call,
+    is_constant,
+    layer_name,
+)
+from edgecnn.model import Model
+from edgecnn.pipeline import Need, PassContext
+from edgecnn.quantize.annotate import spec_of
+from edgecnn.quantize.constants import dequantized
+from edgecnn.quantize.parameters import quantize_weight, weight_scales
+
+DTYPES = ("float16", "int8")
+
+REFUSED = {
+    "int4": "no runtime here computes convolutions with int4 weights any faster: ONNX Runtime widens them when it "
+    "loads a file, LiteRT runs them outside XNNPACK, in 1.15 to 3.4 times the latency of float",
+}
+"""What is not done for a dtype that could be asked for."""
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class StoreWeights:
+    """Pass: narrow weights, float arithmetic (`fp16`, `weight_only_wi8_afp32`).
+
+    Attributes:
+        dtype: "float16", or "int8" with one scale per output channel.
+
+    Source: arXiv:1806.08342 section 3.1.1.
+    """
+
+    dtype: str = "float16"
+
+    name: ClassVar[str] = "store_weights"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def check(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            RecipeError: naming the parameter, what was found and what was expected.
+        """
+        if self.dtype not in DTYPES:
+            raise RecipeError(
+                f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}", hint=REFUSED.get(self.dtype)
+            )
+
+    def requires(self, model: Model) -> None:
+        """Refuse a graph whose weights are narrow already, or a batch norm that would be folded into them."""
+        for node in model.graph.graph.nodes:
+            if "quantized_decomposed" in str(node.target):
+                raise PassError("the model is quantized already", hint="start from the float model")
+            if node.target is aten.batch_norm.default:
+                raise PassError(
+                    f"{layer_name(node)} is not folded", hint="put fold_batch_norm ahead of store_weights"
+                )
+
+    def run(self, model: Model, context: PassContext) -> Model:  # noqa: ARG002 (the Pass protocol's signature)
+        """Return the model with narrow weights behind conversions to float32."""
+        work = model.with_graph(copy_graph(model.graph))
+        stored: dict[tuple[fx.Node, int], fx.Node] = {}
+        for node in list(work.graph.graph.nodes):
+            spec = spec_of(node) if node.op == "call_function" else None
+            if spec is None or spec.weight_axis is None:
+                continue
+            weight = argument(node, 1, "weight")
+            if not is_constant(weight):
+                raise UnsupportedOpError(
+                    f"{layer_name(node)} has a weight computed from the input, expected a parameter"
+                )
+            key = (weight, spec.weight_axis)
+            if key not in stored:
+                stored[key] = self._store(work.graph, node, weight, spec.weight_axis)
+            node.args = (node.args[0], stored[key], argument(node, 2, "bias"), *node.args[3:])
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
+        return work.with_graph(finish(work.graph))
+
+    def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
+        """Check that every layer reads a converted weight."""
+        for node in after.graph.graph.nodes:
+            spec = spec_of(node) if node.op == "call_function" else None
+            if spec is not None and spec.weight_axis is not None and is_constant(node.args[1]):
+                raise PassError(f"{layer_name(node)} has a float32 weight after store_weights")
+
+    def _store(self, graph: fx.GraphModule, node: fx.Node, weight: fx.Node, axis: int) -> fx.Node:
+        """Add the narrow weight ahead of a layer and return its float32 value's node."""
+        values = fetch(graph, weight).float()
+        if self.dtype == "float16":
+            return _as_half(graph, node, weight, values)
+        given = values.numpy()
+        scales = weight_scales(given, axis, minimize_mse=False)
+        q = quantize_weight(given, scales, axis)
+        return dequantized(graph, node, f"{weight.target}_int8", q, scales, axis)
+
+
+def _as_half(graph: fx.GraphModule, node: fx.Node, weight: fx.Node, values: torch.Tensor) -> fx.Node:
+    """Add a float16 weight and its conversion to float32.
+
+    Raises:
+        PassError: if a weight is too large for float16.
+    """
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if largest > LARGEST_HALF:
+        where = layer_name(node)
+        raise PassError(
+            f"{where} has a weight of {largest:.4g}, expected at most {LARGEST_HALF:g} in float16",
+            hint="use the recipe weight_only_wi8_afp32, whose weights have scales",
+        )
+    half = add_constant(graph, node, f"{weight.target}_float16", values.half())
+    arguments: list[Any] = [half, torch.float32]
+    return insert_call(graph, node, aten.to.dtype, arguments, like=node)
