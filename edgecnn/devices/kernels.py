@@ -7,12 +7,14 @@
     armv7l            vmull.s8 / vmlal.s16    the same in 32-bit NEON: no dot product
 
 **Source** Intel 64 and IA-32 Architectures Software Developer's Manual (VPMADDUBSW, VPDPBUSD); Arm
-Architecture Reference Manual for A-profile, FEAT_DotProd (SDOT, in Cortex-A55, A75, A76 and later; not in A53, A72).
+Architecture Reference Manual for A-profile, FEAT_DotProd (SDOT: in Cortex-A55, A75, A76 and later, not in
+A53 and A72).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from edgecnn.devices.capability import activation_dtype_for
 
@@ -32,6 +34,10 @@ class Kernels:
     exact: bool
     is_dot_product: bool
     text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-ready."""
+        return asdict(self)
 
 
 KERNELS = {
@@ -63,7 +69,7 @@ KERNELS = {
         "vmlal",
         exact=True,
         is_dot_product=False,
-        text="32-bit NEON, no dot product: vmull and vmlal, exact, but int8 gains less than where there is one",
+        text="32-bit NEON, no dot product: vmull and vmlal, exact, but int8 gains less than with one",
     ),
 }
 

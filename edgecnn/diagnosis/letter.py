@@ -44,7 +44,7 @@ from edgecnn.preflight import refuse_quantized
 from edgecnn.proof import read_images
 
 NUM_IMAGES, NUM_RANGED = 64, 16
-"""Images compared with BatchNorm's memory, and those run through the whole network for its ranges, at most."""
+"""Images compared with BatchNorm's memory, and those run through all layers for their ranges, at most."""
 
 
 def diagnose(
@@ -88,7 +88,7 @@ def diagnose(
         "name": model.spec.name,
         "target": device.name,
         "isa": device.isa,
-        "kernels": {"instruction": kernels.instruction, "exact": kernels.exact, "text": kernels.text},
+        "kernels": kernels.to_dict(),
         "ranges_from": ranges_from,
         "findings": [f.to_dict() for f in sorted(found, key=lambda f: LEVELS.index(f.level))],
         "size": size,
@@ -154,7 +154,7 @@ def _no_ranges() -> Finding:
         "warning",
         "no BatchNorm and no data",
         (),
-        "nothing tells what the activations' ranges are: without --data, scales come from noise and the files "
+        "nothing tells the ranges of activations: without --data, scales come from noise and the files "
         "are useless (SqueezeNet 1.1: 32 % top-1 instead of 67 %)",
         "give images with --data, here and to `edgecnn compress`",
     )

@@ -194,7 +194,7 @@ def find_channels(program: Program, isa: str) -> list[Finding]:
         facts = (
             "a depthwise 5x5 of 88 channels takes 172 us, of 96 channels 72 us (x86 with VNNI, ONNX Runtime)"
             if x86
-            else "int8 kernels for ARM compute 8 or 16 output channels at once, the rest idles (not measured here)"
+            else "ARM int8 kernels compute 8 or 16 channels at once, the rest idles (not measured here)"
         )
         action = (
             "edgecnn widens them with zeros in the ONNX file where that pays; when you design or prune, keep "

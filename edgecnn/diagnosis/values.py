@@ -109,7 +109,7 @@ def find_range_outliers(ranges: dict[fx.Node, Range], source: str) -> list[Findi
                 dead.append(f"{layer_name(node).partition(' (')[0]} ({silent} of {len(width)})")
         if node.target in _LAYERS and len(width) > 4 and width.max() > OUTLIER_RATIO * np.median(width) > 0:
             wide.append(f"{layer_name(node).partition(' (')[0]} ({width.max() / np.median(width):.0f}x)")
-    return _range_findings(wide, dead, exploding, zero, source)
+    return _range_findings(wide, dead, list(unique(exploding)), list(unique(zero)), source)
 
 
 def _range_findings(
@@ -154,7 +154,7 @@ def _range_findings(
             check,
             level,
             f"{title} ({source})",
-            unique(layers) if check != "dead_channels" else tuple(layers),
+            tuple(layers),
             why,
             action,
         )

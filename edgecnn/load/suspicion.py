@@ -85,8 +85,8 @@ def _suspect_content(pixels: npt.NDArray[np.float32]) -> str:
     correlation = neighbour_correlation(pixels)
     if correlation is not None and correlation < MIN_CORRELATION:
         return (
-            f"the images look like noise (neighbouring pixels correlate by {abs(correlation):.2f}, photographs by "
-            "0.9), expected images like those of training"
+            f"the images look like noise (neighbouring pixels correlate by {abs(correlation):.2f}, "
+            "photographs by 0.9), expected images like those of training"
         )
     return ""
 

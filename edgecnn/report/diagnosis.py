@@ -40,11 +40,8 @@ def print_diagnosis(found: Mapping[str, Any], console: Console | None = None) ->
             text = layers_text(entry["layers"]) if name == "layers" else str(entry[name])
             if text:
                 label = "to do" if name == "action" else name
-                console.print(
-                    Padding(
-                        Text(f"{label:<6}  {text}", style="dim" if name == "layers" else ""), (0, 0, 0, 10)
-                    )
-                )
+                line = Text(f"{label:<6}  {text}", style="dim" if name == "layers" else "")
+                console.print(Padding(line, (0, 0, 0, 10), expand=False))
     if not found["findings"]:
         console.print(Text("\nnothing stands in the way of int8", style="green"))
 
