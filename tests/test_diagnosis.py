@@ -93,7 +93,7 @@ def test_dead_outlier_and_exploding_channels() -> None:
     net = nn.Sequential(block(3, 16), nn.Conv2d(16, 8, 1))
     norm, last = net[0][1], net[1]
     with torch.no_grad():
-        norm.weight[0], norm.bias[0] = 0.0, -1.0  # never above zero
+        norm.weight[0], norm.bias[0] = 0.1, -1.0  # -1 + 4 * 0.1 is never above zero
         norm.weight[1] = 50.0
         last.weight[3] = 0.0
     found = findings(net)

@@ -75,7 +75,7 @@ def diagnose(
     images = _images(model, data)
     warnings = list(model.warnings)
     if images is not None:
-        warnings += check_calibration(model, images)
+        warnings += check_calibration(model, images, data if isinstance(data, str) else "the data")
     found, program, ranges_from = _examine(model, images, device.isa)
     size = speedup = None
     if program is not None:
