@@ -31,6 +31,8 @@ def pruning_sections(report: Report) -> tuple[Section, ...]:
             found.append(_training(detail, taught if taught.get("pass") == detail.get("pass") else {}))
         elif kind == "distillation":
             taught = detail
+        elif kind == "kernels":
+            found.append(Section("The target's int8 kernels", (), f"{detail['text']}."))
         else:
             found.append(_other(detail))
     return tuple(found)
