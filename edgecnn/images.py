@@ -295,6 +295,10 @@ def check_calibration(model: Model, inputs: Inputs, name: str = "the data") -> l
 
     Returns:
         Warnings: what was found and what was expected. Images that show it themselves come first, and where
-        they do, BatchNorm is not asked as well.
+        they do, BatchNorm is not asked as well,
+        but for the scale of noise.
     """
-    return suspect_images(model.spec.preprocess, inputs, name) or check_against_batch_norm(model, inputs)
+    found = suspect_images(model.spec.preprocess, inputs, name)
+    if found and "noise" not in found[0]:
+        return found
+    return found + check_against_batch_norm(model, inputs, only_scale=bool(found))

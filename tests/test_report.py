@@ -11,8 +11,10 @@ import pytest
 from reports import REPORT
 from rich.console import Console
 
+from edgecnn.devices.kernels import kernels_for
 from edgecnn.errors import DataError
 from edgecnn.report import ParityFigures, Report, SpeedupFigures
+from edgecnn.report.build import budget_misses
 from edgecnn.report.terminal import print_inspection, print_report
 from edgecnn.runner.preprocess import Preprocess
 
@@ -262,3 +264,19 @@ def test_float_files_are_near_each_other_in_their_range() -> None:
     parity = {"onnx_vs_reference": replace(REPORT.parity["onnx_vs_tflite"], max_relative_error=3e-7)}
     text = text_of(replace(REPORT, parity=parity))
     assert "max 3e-07 of range, top-1" in row(text, "Trust")
+
+
+def test_a_drop_without_labels_is_bounded_by_agreement() -> None:
+    unlabelled = replace(REPORT, accuracy=None)
+    (miss,) = budget_misses(unlabelled, 1.0, None, None)
+    assert miss.startswith("accuracy was not measured, the budget is a drop of 1 points; without labels only")
+    assert miss.endswith("99.0 %: on the images judged, top-1 can move by 1 points at most")
+    made_up = replace(unlabelled, data=replace(REPORT.data, synthetic=True))
+    assert budget_misses(made_up, 1.0, None, None) == [miss.partition(";")[0]]
+
+
+def test_the_kernels_of_the_target_are_named() -> None:
+    detail = {"pass": "target", "kind": "kernels", **kernels_for("aarch64").to_dict()}
+    report = replace(REPORT, details=(detail,))
+    assert row(text_of(report, 120), "kernels").startswith("kernels no dot product: smull and smlal")
+    assert Report.from_json(report.to_json()) == report

@@ -140,12 +140,15 @@ def average_misfit(model: Model, inputs: npt.NDArray[np.float32]) -> float:
     return sum(fit.misfit for fit in fits) / len(fits) if fits else math.nan
 
 
-def check_against_batch_norm(model: Model, inputs: npt.NDArray[np.float32]) -> list[str]:
+def check_against_batch_norm(
+    model: Model, inputs: npt.NDArray[np.float32], *, only_scale: bool = False
+) -> list[str]:
     """Check the preprocess against what the network saw in training.
 
     Args:
         model: with the preprocess that made `inputs`.
-        inputs: float32 (n, c, h, w), real images; the first 32 are used.
+        inputs: float32 (n, c, h, w), real images; the first 64 are used, fewer of large ones.
+        only_scale: ask the first BatchNorm alone, which tells how pixels were scaled.
 
     Returns:
         Warnings; empty if all is well or there is no BatchNorm to ask.
@@ -169,6 +172,8 @@ def check_against_batch_norm(model: Model, inputs: npt.NDArray[np.float32]) -> l
             f"{math.exp(first.log_ratio):.3g} times that of training; {cause}"
         )
         return [warning]
+    if only_scale:
+        return []
     if ours > MAX_MISFIT:
         cause = _probable_cause(model, images, (ours, first))
         warning = (

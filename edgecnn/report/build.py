@@ -272,7 +272,7 @@ def _without_labels(report: Report) -> str:
     Of images on which both answer alike, neither gains nor loses, so |drop| <= 1 - agreement.
     """
     known = [value for value in report.agreement.values() if value is not None]
-    if not known:
+    if not known or report.data.synthetic:  # made-up images say nothing about real ones
         return ""
     return (
         f"; without labels only agreement with float is known, {percent_text(min(known), 1)}: on the "
