@@ -41,8 +41,8 @@ from edgecnn.quantize.parameters import quantize_weight, weight_scales
 DTYPES = ("float16", "int8")
 
 REFUSED = {
-    "int4": "no runtime here computes convolutions with int4 weights any faster: ONNX Runtime widens them when it "
-    "loads a file, LiteRT runs them outside XNNPACK, in 1.15 to 3.4 times the latency of float",
+    "int4": "no runtime here computes convolutions with int4 weights any faster: ONNX Runtime widens them "
+    "when it loads a file, LiteRT runs them outside XNNPACK, in 1.15 to 3.4 times the latency of float",
 }
 """What is not done for a dtype that could be asked for."""
 
