@@ -15,6 +15,7 @@ from typing import Any
 
 from edgecnn.artifact import Artifact, check_output_directory, publish_files
 from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
+from edgecnn.devices.kernels import kernels_for
 from edgecnn.devices.profile import Device, load_device
 from edgecnn.errors import BudgetError, EdgeCNNError, ExportError, RecipeError
 from edgecnn.export.files import FileOptions, ModelFile, write_model
@@ -27,7 +28,7 @@ from edgecnn.load import LoadOptions, load_model, save_pt2
 from edgecnn.model import Model
 from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, Pass, PassContext, Progress, SilentProgress, run_passes
-from edgecnn.preflight import keep_inputs, refuse_quantized, require_packages
+from edgecnn.preflight import keep_inputs, refuse_quantized, require_packages, suspect_channels
 from edgecnn.proof import temporary_folder
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
@@ -120,7 +121,7 @@ def _run(work: _Work, model: Any, data: Any, folder: Path) -> CompressResult:
         parts.params_after = sum(p.numel() for p in set(made.trained.graph.parameters()))
         parts.costs_after = _costs(made.trained)
     parts.artifacts = artifacts
-    parts.details = tuple(records)
+    parts.details = (*_kernels(recipe, work.device), *records)
     parts.recipe_toml = recipe.to_toml()
     parts.float_islands = float_islands(made.program) if _quantizes(recipe) else []
     judge(parts, made, Timing(options.threads, options.measure), progress)
@@ -152,7 +153,9 @@ class _Work:
         sources = Sources(data, options.train_data)
         images = choose_images(loaded, sources, passes, self.recipe.seed, progress)
         narrowed = _narrowed(self.recipe.passes, self.device)
-        loaded = loaded.with_warning(*check_preprocess(loaded, images), *narrowed, *_unrecovered(passes))
+        loaded = loaded.with_warning(
+            *suspect_channels(loaded), *check_preprocess(loaded, images), *narrowed, *_unrecovered(passes)
+        )
         context = self._context(loaded, images, passes)
         kept = _Kept(passes)
         compressed = run_passes(loaded, passes, context, kept.summarize)
@@ -286,6 +289,15 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | No
     if not fitted:
         raise RecipeError("the recipe has no passes", hint="`edgecnn recipes list` names complete ones")
     return fitted
+
+
+def _kernels(recipe: Recipe, device: Device) -> list[dict[str, Any]]:
+    """Say which int8 kernels the target will use, for a recipe that quantizes."""
+    return (
+        [{"pass": "target", "kind": "kernels", **kernels_for(device.isa).to_dict()}]
+        if _quantizes(recipe)
+        else []
+    )
 
 
 def _narrowed(passes: Sequence[Pass], device: Device) -> list[str]:

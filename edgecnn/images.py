@@ -18,7 +18,7 @@ from typing import Any
 from edgecnn.data import Dataset, Split, open_dataset, split_indices
 from edgecnn.data.dataset import Inputs, SkippingDataset
 from edgecnn.errors import DataError
-from edgecnn.load import check_against_batch_norm
+from edgecnn.load import check_against_batch_norm, suspect_images
 from edgecnn.model import Model
 from edgecnn.pipeline import Need, Pass, Progress
 from edgecnn.proof import read_images
@@ -31,6 +31,9 @@ MAX_VALIDATION = 1000
 
 MIN_TRAINED = 16
 """A source with fewer images is not shared out for training."""
+
+NUM_CHECKED = 64
+"""Calibration images that are compared with what the network saw in training, at most."""
 
 SYNTHETIC_CALIBRATION, SYNTHETIC_HELD_OUT = 24, 8
 """Made-up images to calibrate on and to judge by, where there is no data."""
@@ -275,7 +278,23 @@ def _share_out(dataset: Dataset, num_samples: int, seed: int) -> Images:
 
 
 def check_preprocess(model: Model, images: Images) -> list[str]:
-    """Compare the calibration images with what the first batch norm saw in training."""
+    """Check the calibration images by themselves and against what the BatchNorms saw in training."""
     if images.synthetic:
         return []
-    return check_against_batch_norm(model, read_images(images.dataset, images.split.calibration[:32])[0])
+    indices = images.split.calibration[:NUM_CHECKED]
+    return check_calibration(model, read_images(images.dataset, indices)[0], images.dataset.name)
+
+
+def check_calibration(model: Model, inputs: Inputs, name: str = "the data") -> list[str]:
+    """Say what is wrong with images before a network is calibrated on them.
+
+    Args:
+        model: with the preprocess that made `inputs`.
+        inputs: float32 (n, c, h, w).
+        name: of the source.
+
+    Returns:
+        Warnings: what was found and what was expected. Images that show it themselves come first, and where
+        they do, BatchNorm is not asked as well.
+    """
+    return suspect_images(model.spec.preprocess, inputs, name) or check_against_batch_norm(model, inputs)

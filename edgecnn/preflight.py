@@ -10,6 +10,7 @@ from typing import Any
 from edgecnn.artifact import OUTPUT_NAMES
 from edgecnn.errors import MissingDependencyError, OutputError, PassError
 from edgecnn.export.files import FORMATS
+from edgecnn.graph.nodes import argument, aten, fetch, is_constant, layer_name
 from edgecnn.model import Model
 from edgecnn.runner.runtimes import MODULES
 
@@ -18,6 +19,10 @@ PACKAGES = {
     "tflite": (("flatbuffers",), MODULES["litert"]),
 }
 """What writing and proving a format needs; of each group one package is enough."""
+
+
+MAX_FACTOR = 1e3
+"""A BatchNorm channel that multiplies by so many times the layer's median was not trained well."""
 
 
 def require_packages(formats: Sequence[str]) -> None:
@@ -60,6 +65,47 @@ def keep_inputs(sources: Sequence[Any], folder: Path) -> None:
                     f"{found} is the network to be compressed, and a result of that name would replace it",
                     hint="choose another directory with -o",
                 )
+
+
+def suspect_channels(model: Model) -> list[str]:
+    """Say which BatchNorms have channels that are dead or explode, read off their statistics.
+
+        y = gamma * (x - mean) / sqrt(var + eps) + beta
+
+    gamma = 0 gives a constant; a variance far below what the layer's other channels have multiplies whatever
+    comes in that training did not have.
+
+    Args:
+        model: float.
+    """
+    dead, exploding, count = [], [], 0
+    for node in model.graph.graph.nodes:
+        if node.target is not aten.batch_norm.default:
+            continue
+        constants = [n for n in (argument(node, i, "") for i in (1, 4)) if is_constant(n)]
+        if len(constants) < 2:  # a BatchNorm without weight or statistics
+            continue
+        gamma, var = (fetch(model.graph, n).double() for n in constants)
+        factor = gamma.abs() / (var.clamp(min=0.0) + float(argument(node, 7, "eps", 1e-5))).sqrt()
+        silent = int((gamma == 0).sum())
+        if silent:
+            dead.append(f"{layer_name(node).partition(' (')[0]} ({silent} of {len(gamma)})")
+            count += silent
+        if bool((var < 0).any()) or float(factor.max()) > MAX_FACTOR * float(factor.median()) > 0:
+            exploding.append(f"{layer_name(node).partition(' (')[0]} ({float(factor.max()):.3g}x)")
+    found = []
+    if exploding:
+        found.append(
+            f"BatchNorm channels that explode in {', '.join(exploding[:3])}: their running variance is "
+            "next to nothing, so values unlike those of training get enormous and int8 loses the others; "
+            f"expected factors within {MAX_FACTOR:g} times the layer's median"
+        )
+    if dead:
+        found.append(
+            f"{count} dead BatchNorm channels (weight 0), first {', '.join(dead[:3])}: they give a "
+            "constant and cost as much as the others; --prune removes them"
+        )
+    return found
 
 
 def refuse_quantized(model: Model) -> None:

@@ -27,17 +27,35 @@ from edgecnn.cli.options import ValuesCommand, load_options, make_load_options
 @click.option(
     "--sensitivity", is_flag=True, help="Measure what leaving a part of each group out does to the answers."
 )
-@click.option("--data", metavar="SOURCE", help="Images for --sensitivity.  [default: a few made up]")
+@click.option(
+    "--int8", is_flag=True, help="Say what stands in the way of int8, layer by layer, without compressing."
+)
+@click.option(
+    "--target", metavar="DEVICE", default="local_cpu", show_default=True, help="Device profile for --int8."
+)
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="Images for --sensitivity or --int8.  [default: a few made up; BatchNorm statistics]",
+)
 @click.option(
     "--importance", default="l2", show_default=True, metavar="NAME", help="Decides what goes first."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(values: Mapping[str, Any]) -> None:
     """Show what MODEL takes and gives, what each layer costs, and operators that cannot be exported; or, with
-    --groups, --draw or --sensitivity, which channels can be pruned, what ties them together and which matter.
+    --groups, --draw or --sensitivity, which channels can be pruned, what ties them together and which matter;
+    or, with --int8, what int8 would do to its accuracy and speed on a target, in seconds.
     """
-    if values["data"] is not None and not values["sensitivity"]:
-        raise click.UsageError("--data is for --sensitivity; leave it out, or add --sensitivity")
+    if values["data"] is not None and not (values["sensitivity"] or values["int8"]):
+        raise click.UsageError("--data is for --sensitivity and --int8; leave it out, or add one of them")
+    if values["int8"] and (values["groups"] or values["draw"] or values["sensitivity"]):
+        raise click.UsageError("--int8 goes without --groups, --draw and --sensitivity: run them apart")
+    if values["target"] != "local_cpu" and not values["int8"]:
+        raise click.UsageError("--target is for --int8; leave it out, or add --int8")
+    if values["int8"]:
+        _show_diagnosis(values)
+        return
     if values["groups"] or values["draw"] or values["sensitivity"]:
         _show_groups(values)
         return
@@ -50,6 +68,19 @@ def inspect(values: Mapping[str, Any]) -> None:
     from edgecnn.report.terminal import print_inspection
 
     print_inspection(found)
+
+
+def _show_diagnosis(values: Mapping[str, Any]) -> None:
+    """Print what stands in the way of int8."""
+    from edgecnn.diagnosis.letter import diagnose
+    from edgecnn.report.diagnosis import print_diagnosis
+
+    options = make_load_options(values)
+    found = diagnose(values["model"], options, data=values["data"], target=values["target"])
+    if values["as_json"]:
+        click.echo(json.dumps(found, indent=1, allow_nan=False))
+        return
+    print_diagnosis(found)
 
 
 def _show_groups(values: Mapping[str, Any]) -> None:

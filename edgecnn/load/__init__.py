@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from edgecnn.load.loader import load_model
     from edgecnn.load.options import LoadOptions
     from edgecnn.load.pt2 import save_pt2
+    from edgecnn.load.suspicion import suspect_images
 
-__all__ = ["LoadOptions", "check_against_batch_norm", "load_model", "save_pt2"]
+__all__ = ["LoadOptions", "check_against_batch_norm", "load_model", "save_pt2", "suspect_images"]
 
 _WHERE = {
     "LoadOptions": "edgecnn.load.options",
     "check_against_batch_norm": "edgecnn.load.batch_norm",
     "load_model": "edgecnn.load.loader",
     "save_pt2": "edgecnn.load.pt2",
+    "suspect_images": "edgecnn.load.suspicion",
 }
 
 

@@ -225,8 +225,9 @@ def judge(expected: Array, found: Array) -> tuple[float, float | None]:
 
     Example:
         >>> a = np.array([[3.0, 1.0], [0.0, 2.0]], np.float32)
-        >>> judge(a, a + np.array([[0, 0], [0, -1]], np.float32))
-        (11.461280356782382, 1.0)
+        >>> noise_db, same = judge(a, a + np.array([[0, 0], [0, -1]], np.float32))
+        >>> round(noise_db, 2), same
+        (11.46, 1.0)
     """
     signal = float((expected.astype(np.float64) ** 2).sum())
     noise = float(((found.astype(np.float64) - expected) ** 2).sum())

@@ -26,6 +26,9 @@ PAIRS = {
 }
 
 
+KERNELS = "kernels"
+"""The kind of detail that says which int8 instructions the target has."""
+
 TRAINING = "training_curves"
 """The kind of detail that a pass which trained records."""
 
@@ -200,6 +203,10 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
     if data.train_source:
         rows.append(["trained on", f"{data.num_train} images of {data.train_source}"])
     rows += [[str(d.get("pass")), training_facts(d)] for d in report.details if d.get("kind") == TRAINING]
+    for detail in report.details:
+        if detail.get("kind") == KERNELS:
+            fast = detail["exact"] and detail["is_dot_product"]
+            rows.append(["kernels", Text(str(detail["text"]), style="" if fast else "yellow")])
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
