@@ -47,8 +47,11 @@ def matmul_chain(path: Path, side: int = 64, count: int = 3) -> Path:
 def run(path: Path, **change: Any) -> dict[str, Any]:
     values = {**QUICK, "artifacts": [{"key": "a", "path": str(path)}], **change}
     result = execute(parse_request(values))
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    return result
+    encoder = json.JSONEncoder(allow_nan=False, default=lambda pieces: pieces.listed())  # as the runner's own
+    written: dict[str, Any] = json.loads("".join(encoder.iterencode(result)))
+    if isinstance(result["artifacts"]["a"].get("samples_ns"), list):  # more than 50,000 are packed
+        assert written == result
+    return written
 
 
 def test_phases_memory_and_cpu_of_each_artifact(tmp_path: Path) -> None:

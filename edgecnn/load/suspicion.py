@@ -34,8 +34,8 @@ def to_pixels(preprocess: Preprocess, inputs: npt.NDArray[np.float32]) -> npt.ND
     """Return pixel values 0..255 (n, c, h, w) in the network's channel order.
 
     Example:
-        >>> to_pixels(Preprocess((1, 1), scale=1 / 255), np.ones((1, 3, 1, 1), np.float32)).ravel().tolist()
-        [255.0, 255.0, 255.0]
+        >>> to_pixels(Preprocess((1, 1), scale=0.5), np.ones((1, 3, 1, 1), np.float32)).ravel().tolist()
+        [2.0, 2.0, 2.0]
     """
     mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
     return np.asarray((inputs * std + mean) / np.float32(preprocess.scale), np.float32)
