@@ -49,7 +49,7 @@ def run(path: Path, **change: Any) -> dict[str, Any]:
     result = execute(parse_request(values))
     encoder = json.JSONEncoder(allow_nan=False, default=lambda pieces: pieces.listed())  # as the runner's own
     written: dict[str, Any] = json.loads("".join(encoder.iterencode(result)))
-    if isinstance(result["artifacts"]["a"].get("samples_ns"), list):  # more than 50,000 are packed
+    if all(isinstance(e["samples_ns"], list) for e in result["artifacts"].values()):  # over 50,000 are packed
         assert written == result
     return written
 
