@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecnn.errors import PassError
+from edgecnn.graph.nodes import aten
 from edgecnn.lower.activations import DecomposeActivations
 from edgecnn.lower.averages import AveragesToConvolutions
 from edgecnn.model import Model
@@ -103,6 +104,23 @@ def test_factors_stop_at_additions_and_outputs() -> None:
     after = lowered(Excited(1.0, lambda net, x: x + net.stem(x[:, :3])))
     assert numbers_multiplied(after) == [pytest.approx(1 / 36)]
     assert numbers_multiplied(lowered(nets.Net({}, lambda net, x: F.relu(-2.0 * x)))) == [-2.0]
+
+
+class GatedResidual(Excited):
+    """relu features times their gate, added to the features: no layer reads the product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        return x * gate + x
+
+
+def test_factor_of_a_gate_stays_there_if_the_gated_image_is_added() -> None:
+    after = lowered(GatedResidual())
+    (product,) = [n for n in after.graph.graph.nodes if n.target is aten.mul.Tensor and n.args[1] == 1 / 6]
+    assert product.args[0].target is aten.clamp.default
+    (reader,) = product.users
+    assert reader.target is aten.mul.Tensor
 
 
 def test_a_shared_weight_is_scaled_for_its_reader_alone() -> None:
