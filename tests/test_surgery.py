@@ -15,18 +15,22 @@ from edgecnn.graph.channels import Coupling, couple_channels, macs_and_params
 from edgecnn.load import load_model
 from edgecnn.load.pt2 import save_pt2
 from edgecnn.model import Model
+from edgecnn.prune.groups import emptiable_values
 from edgecnn.prune.surgery import EXACT, cut_channels, inexact_reasons, verify_cut, zero_channels
 from edgecnn.prune.surgery_sizes import Kept
 
 
 def choose(coupling: Coupling, ratio: float = 0.5, seed: int = 0) -> set[int]:
-    """A random share of every group that can be cut, never all of it."""
+    """A random share of every group that can be cut, never all of it nor all of a value."""
     rng = np.random.default_rng(seed)
     removed: set[int] = set()
     for group in coupling.groups:
         if group.frozen is None:
             count = min(round(group.size * ratio), group.size - 1)
             removed |= set(rng.permutation(group.channels)[:count].tolist())
+    for channels in emptiable_values(coupling).values():
+        if channels <= removed:
+            removed.discard(min(channels))
     return removed
 
 
@@ -174,3 +178,26 @@ def test_weights_keep_whether_they_are_trained() -> None:
     coupling = couple_channels(net)
     cut = cut_channels(net, coupling, choose(coupling))
     assert all(p.requires_grad and isinstance(p, nn.Parameter) for p in cut.graph.parameters())
+
+
+class SliceOfOneSource(nn.Module):
+    """A slice that reads channels of one group only, while its source has others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 4), conv(3, 4)
+        self.head = nn.Linear(10, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.a(x), self.b(x)], 1)
+        return self.head(torch.cat([both, both[:, 1:3]], 1).mean((2, 3)))
+
+
+def test_a_value_without_channels_is_refused() -> None:
+    net = model(SliceOfOneSource())
+    coupling = couple_channels(net)
+    (sliced,) = (c for n, c in emptiable_values(coupling).items() if n.startswith("slice"))
+    assert len(sliced) == 2
+    cut_channels(net, coupling, sliced - {min(sliced)})
+    with pytest.raises(PassError, match="the cut leaves nothing of the value slice"):
+        cut_channels(net, coupling, sliced)

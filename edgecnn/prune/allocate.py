@@ -28,7 +28,7 @@ import numpy as np
 from edgecnn.errors import PassError
 from edgecnn.graph.channels import Coupling, Group, macs_and_params
 from edgecnn.prune.cost import CutCost, Resource
-from edgecnn.prune.groups import cuttable, nothing_prunable
+from edgecnn.prune.groups import cuttable, emptiable_values, nothing_prunable
 from edgecnn.prune.importance import FloatArray, Scores
 
 Allocation = Literal["uniform", "global", "cost_aware", "sensitivity"]
@@ -159,11 +159,11 @@ def block_size(group: Group, round_to: int) -> int:
 
 
 _Place = tuple[str, str | int]
-"""A side of a layer (node name, "out" or "in"), or a dimension of a tensor."""
+"""A side of a layer (node name, "out" or "in"), a dimension of a tensor, or a value."""
 
 
 class _Floors:
-    """Counts what is left of every layer's channels and every tensor, and says what may still go."""
+    """Counts what is left of every layer's channels, every tensor and every value, and says what may go."""
 
     def __init__(self, coupling: Coupling, floor: float) -> None:
         self._places: dict[int, dict[_Place, int]] = {}
@@ -176,6 +176,10 @@ class _Floors:
             for dim, channels in info.channels.items():
                 self._add((name, dim), [int(channel) for channel in channels])
                 self._least[name, dim] = min(1, len(channels))
+        for channels in set(emptiable_values(coupling).values()):
+            place = (f"value {min(channels)}", len(self._left))
+            self._add(place, sorted(channels))
+            self._least[place] = 1
 
     def _add(self, place: _Place, channels: Sequence[int]) -> None:
         self._left[place] = len(channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -24,6 +25,24 @@ _SCALE_ARGUMENT = {
 def cuttable(coupling: Coupling) -> list[Group]:
     """Return the groups that are not frozen."""
     return [group for group in coupling.groups if group.frozen is None and group.channels]
+
+
+def emptiable_values(coupling: Coupling) -> dict[str, frozenset[int]]:
+    """Return value -> its channels, for values made of nothing but channels that can be cut.
+
+    A slice can read channels of one group only while its source has others: when those go, the source is
+    left but the slice is not, and no file format has room for a tensor without elements.
+    """
+    found: dict[str, frozenset[int]] = {}
+    for name, value in coupling.values.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        for index, ids in enumerate(parts):
+            small = ids[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in ids.strides)]
+            if small.size and (small >= 0).all():
+                found[f"{name}[{index}]" if isinstance(value, tuple) else name] = frozenset(
+                    np.unique(small).tolist()
+                )
+    return found
 
 
 def weight_members(graph: fx.GraphModule, coupling: Coupling, group: Group) -> list[Member]:

@@ -17,6 +17,7 @@ from edgecnn.errors import PassError
 from edgecnn.graph.channels import Coupling, macs_and_params
 from edgecnn.graph.nodes import copy_graph
 from edgecnn.model import Model
+from edgecnn.prune.groups import emptiable_values
 from edgecnn.prune.surgery_check import batch_sizes, count_macs, run_outputs
 from edgecnn.prune.surgery_sizes import Kept, Mask, rewrite_sizes
 
@@ -126,6 +127,12 @@ def _check_removable(coupling: Coupling, removed: Collection[int]) -> None:
                 raise PassError(
                     f"the cut leaves nothing of {name}", hint="keep at least one channel of each group"
                 )
+    lost = set(removed)
+    for name, channels in emptiable_values(coupling).items():
+        if channels <= lost:
+            raise PassError(
+                f"the cut leaves nothing of the value {name}", hint=f"keep one of {sorted(channels)[:8]}"
+            )
 
 
 def _each_tensor(
