@@ -1,7 +1,7 @@
 """Accuracy of CIFAR-10 ResNets after pruning and 4 epochs of training, ours beside Torch-Pruning 1.6.1.
 
     python -m benchmarks.prune_accuracy [--out FILE] [--net resnet56 resnet20] [--method ...] [--macs 2.1 4]
-        [--distill none original tuned] [--epochs 4] [--seed 0] [--threads 2] [--list] [--table]
+        [--distill none original tuned larger] [--epochs 4] [--seed 0] [--threads 2] [--list] [--table]
 
 Every run loads the published weights, prunes to so many times fewer MACs, trains on the 50,000 JPEG images
 like all the others (SGD 0.02 with Nesterov momentum, cosine, batch 128, flip and crop) and is judged on all
@@ -11,7 +11,8 @@ their plain form (scores compared over the whole network, nothing compensated); 
 each block only, since it cuts the option-A shortcut into a network that does not run.
 
 --distill: none trains on labels alone (the pass `fine_tune`), original on labels and the network as it was
-loaded (the pass `distill`), tuned on labels and the unpruned network trained the same way.
+loaded (the pass `distill`), tuned on labels and the unpruned network trained the same way, larger on labels
+and the unpruned ResNet-56 trained the same way.
 
 One JSON line per run in --out; a run that is there already is skipped, so a killed benchmark goes on where it
 was. Each run is a process of its own. Needs ../shared/data and `pip install --no-deps torch-pruning==1.6.1`.
@@ -55,6 +56,9 @@ OURS: dict[str, dict[str, Any]] = {
     "bn_scale": {"importance": "bn_scale", **PLAIN},
 }
 """Parameters of `prune_channels` by method."""
+TEACHERS = ("none", "original", "tuned", "larger")
+TUNED = ("tuned", "larger")
+LARGER = "resnet56"
 METHODS = ("unpruned", "best", "torch_pruning", *[name for name in OURS if name != "best"])
 PROTOCOL: dict[str, Any] = {"learning_rate": 0.02, "batch_size": 128, "augment": ("flip", "crop")}
 """Everybody trains so; the rest is the default: momentum 0.9, weight decay 5e-4, warm-up of 0.1 epochs."""
@@ -142,14 +146,15 @@ def prune(job: Job, model: Model, context: PassContext) -> Model:
 
 def tuned_path(job: Job, cache: Path) -> Path:
     """Return where the unpruned network, trained the same way, is kept for its students."""
-    return cache / f"unpruned-{job.net}-{job.epochs:g}-{job.train_images}-{job.seed}.pt2"
+    net = LARGER if job.distill == "larger" else job.net
+    return cache / f"unpruned-{net}-{job.epochs:g}-{job.train_images}-{job.seed}.pt2"
 
 
 def trainer(job: Job, cache: Path, original: Model) -> tuple[Pass, Model]:
     """Return what trains the pruned network, and the teacher."""
     if job.distill == "none":
         return FineTune(epochs=job.epochs, **PROTOCOL), original
-    teacher = load_model(tuned_path(job, cache)) if job.distill == "tuned" else original
+    teacher = load_model(tuned_path(job, cache)) if job.distill in TUNED else original
     return Distill(epochs=job.epochs, **PROTOCOL), teacher
 
 
@@ -205,9 +210,17 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
         for seed, net, macs, method, distill in grid
     }
     teachers = {
-        replace(job, method="unpruned", macs=1.0, distill="none") for job in found if job.distill == "tuned"
+        replace(
+            job,
+            net=LARGER if job.distill == "larger" else job.net,
+            method="unpruned",
+            macs=1.0,
+            distill="none",
+        )
+        for job in found
+        if job.distill in TUNED
     }
-    known = {"seed": arguments.seed, "net": arguments.net, "macs": [1.0, *arguments.macs]}
+    known = {"seed": arguments.seed, "net": [*arguments.net, LARGER], "macs": [1.0, *arguments.macs]}
 
     def rank(job: Job) -> tuple[int, ...]:
         places = [known[name].index(getattr(job, name)) for name in ("seed", "net", "macs")]
@@ -217,13 +230,12 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     yield from sorted(found | teachers, key=rank)
 
 
-TEACHERS = ("none", "original", "tuned")
-
-
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Print the runs as Markdown, the mean over seeds."""
-    print("\n| net | method | MACs / | params left | untuned | labels | + original | + tuned teacher |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| net | method | MACs / | params left | untuned | labels | + original | + tuned teacher | + tuned ResNet-56 |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         group = groups.setdefault((row["net"], row["macs"], row["method"]), {})

@@ -176,9 +176,9 @@ class _Floors:
             for dim, channels in info.channels.items():
                 self._add((name, dim), [int(channel) for channel in channels])
                 self._least[name, dim] = min(1, len(channels))
-        for channels in set(emptiable_values(coupling).values()):
-            place = (f"value {min(channels)}", len(self._left))
-            self._add(place, sorted(channels))
+        for together in set(emptiable_values(coupling).values()):
+            place = (f"value {min(together)}", len(self._left))
+            self._add(place, sorted(together))
             self._least[place] = 1
 
     def _add(self, place: _Place, channels: Sequence[int]) -> None:
