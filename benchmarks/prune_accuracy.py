@@ -233,7 +233,8 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Print the runs as Markdown, the mean over seeds."""
     print(
-        "\n| net | method | MACs / | params left | untuned | labels | + original | + tuned | + tuned ResNet-56 |"
+        "\n| net | method | MACs / | params left | untuned | labels | + original | + tuned "
+        "| + tuned ResNet-56 |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
