@@ -51,6 +51,7 @@ class OnnxOptions:
         metadata: written into the file's metadata_props.
         debug_outputs: Program tensors that the file also gives out, quantized ones as raw integers in
             `activation_dtype`.
+        align: widen channels of a uint8 file to what ONNX Runtime's kernels on x86 work in.
 
     Raises:
         ExportError: a value that is not one of those above.
@@ -61,6 +62,7 @@ class OnnxOptions:
     opset: int = MIN_OPSET
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     debug_outputs: tuple[str, ...] = ()
+    align: bool = True
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in ("uint8", "int8"):
@@ -101,7 +103,7 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
     """
     options = OnnxOptions() if options is None else options
     _check_debug_outputs(program, options)
-    if options.activation_dtype == "uint8":  # for x86
+    if options.align and options.activation_dtype == "uint8":  # for x86
         program = align_channels(program, options.debug_outputs)
     graph = GraphBuilder(program, options.activation_dtype, options.opset, options.debug_outputs)
     boundary = Boundary(graph, options.io, frozenset(options.debug_outputs))
