@@ -46,6 +46,7 @@ PASSES: Mapping[str, str] = {
     "decompose_activations": "edgecnn.lower.activations:DecomposeActivations",
     "store_weights": "edgecnn.quantize.weights:StoreWeights",
     "quantize_static": "edgecnn.quantize.static:QuantizeStatic",
+    "quantize_aware_training": "edgecnn.qat.quantize_aware_training:QuantizeAwareTraining",
 }
 """Every pass by name: "module:Class", imported when a recipe uses it."""
 
