@@ -12,6 +12,7 @@ from typing import Any
 from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
 from edgecnn.devices.profile import Device
 from edgecnn.errors import EdgeCNNError, RecipeError
+from edgecnn.export.dynamic import float_layers
 from edgecnn.export.files import FileOptions, write_model
 from edgecnn.graph.build import build_program
 from edgecnn.graph.folding import FoldBatchNorm
@@ -123,6 +124,7 @@ class Maker:
         compressed = run_passes(prepared.start, plan.passes, context, summarize, start=prepared.num_done)
         self.progress.start("write the files", None)
         program = build_program(compressed)
+        compressed = compressed.with_warning(*float_layers(program, self.options.formats))
         dtype = activation_dtype_for(self.device.isa)
         chosen = FileOptions(self.options.io, dtype, plan.align)
         spec = prepared.loaded.spec

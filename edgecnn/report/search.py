@@ -11,7 +11,7 @@ from edgecnn.report.page import Block, Cell, Section, table
 SEARCH = "search"
 """The kind of detail that a search records."""
 
-_GOALS = {"accuracy": "accuracy within the budget", "speed": "not slower than float"}
+_GOALS = {"accuracy": "within the budget", "speed": "not slower than float"}
 
 
 def search_facts(detail: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def search_facts(detail: Mapping[str, Any]) -> str:
 
     Example:
         >>> search_facts({"goal": "accuracy", "is_met": True, "changes": ["AdaRound"], "trials": [{}, {}]})
-        'accuracy within the budget: reached after 2 tries by AdaRound'
+        'within the budget: reached after 2 tries by AdaRound'
     """
     tries = len(detail.get("trials") or [])
     count = f"{tries} tries" if tries != 1 else "1 try"
@@ -63,7 +63,7 @@ def search_section(detail: Mapping[str, Any]) -> Section:
     if slow:
         lead += f" What int8 makes slower: {slow}."
     blocks: tuple[Block, ...] = (table(titles, rows, 1),) if rows else ()
-    return Section("Search", blocks, lead[0].upper() + lead[1:])
+    return Section(f"Search: {detail['goal']}", blocks, lead[0].upper() + lead[1:])
 
 
 def _figure(key: str, value: Any) -> str:
