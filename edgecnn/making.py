@@ -97,7 +97,8 @@ class Maker:
         refuse_quantized(loaded)
         passes = _fit_to_target(self.recipe.passes, self.device, options.num_samples)
         sources = Sources(data, options.train_data)
-        images = choose_images(loaded, sources, passes, self.recipe.seed, progress)
+        may_train = options.search and options.max_drop is not None
+        images = choose_images(loaded, sources, passes, self.recipe.seed, progress, may_train=may_train)
         narrowed = _narrowed(self.recipe.passes, self.device)
         loaded = loaded.with_warning(
             *suspect_channels(loaded), *check_preprocess(loaded, images), *narrowed, *_unrecovered(passes)

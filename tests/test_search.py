@@ -25,10 +25,10 @@ SLOW, EVEN, FAST = (SpeedupFigures(r, 0.9 * r, 1.05 * r) for r in (0.5, 1.0, 2.0
 
 
 class Bench:
-    """Answers with scripted figures: change -> drop in points or speed; whatever is not named is unchanged."""
+    """Answers with scripted figures: first word of a change -> drop in points, an error, or a speed."""
 
-    def __init__(self, **script: Any) -> None:
-        self.script = script
+    def __init__(self, *, can_train: bool = False, **script: Any) -> None:
+        self.script, self.can_train = script, can_train
         self.trials: list[Trial] = []
         self.plans: dict[str, Plan] = {}
 
@@ -106,6 +106,15 @@ def test_more_layers_in_float_take_the_place_of_fewer(monkeypatch: pytest.Monkey
     found, _ = run_guard(monkeypatch, 0.3, otherwise=2.0, **script)
     assert found.is_met and found.changes == ["2 layers in float: l0, l1"]
     assert quantizer_of(found.plan).float_layers == ("n0", "n1")
+
+
+def test_training_comes_last_and_takes_the_place_of_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = {"otherwise": 2.0, "cross": 1.5, "1": 1.0, "quantization-aware": 0.1}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, **script)
+    assert bench.tried[-1] == "quantization-aware training" and found.is_met
+    step = found.plan.passes[-1]
+    assert (step.name, step.observer) == ("quantize_aware_training", "mse")
+    assert found.changes == ["cross-layer equalization", "quantization-aware training"]
 
 
 def test_a_cure_that_cannot_be_applied_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

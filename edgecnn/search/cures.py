@@ -73,6 +73,16 @@ def roundings(plan: Plan) -> list[Cure]:
     ]
 
 
+def training(plan: Plan) -> list[Cure]:
+    """Return the plan with quantization-aware training in place of static quantization."""
+    now = quantizer_of(plan)
+    same = ("observer", "weight_observer", "weight_bits", "num_samples")
+    kind: Any = load_pass("quantize_aware_training")
+    step = kind(**{name: getattr(now, name) for name in same})
+    passes = tuple(step if old is now else old for old in plan.passes)
+    return [("quantization-aware training", replace(plan, passes=passes))]
+
+
 def with_float_layers(plan: Plan, layers: Sequence[str]) -> Plan:
     """Return the plan with more layers left in float."""
     before = quantizer_of(plan).float_layers

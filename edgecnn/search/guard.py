@@ -1,6 +1,6 @@
 """The accuracy guard: from the cheapest cure to the dearest, until the files are within the budget.
 
-    observer -> equalization -> bias correction -> AdaRound, BRECQ -> layers in float
+    observer -> equalization -> bias correction -> AdaRound, BRECQ -> layers in float -> training
 
 A cure that helps is kept and the next builds on it. Without labels the budget bounds disagreement with float
 instead: of the images on which both answer alike neither gains nor loses, so |drop| <= 1 - agreement.
@@ -29,6 +29,7 @@ from edgecnn.search.cures import (
     observers,
     quantizer_of,
     roundings,
+    training,
     with_float_layers,
 )
 from edgecnn.search.workbench import Trial, Workbench
@@ -97,8 +98,11 @@ class Guard:
             if self._is_met():
                 break
             self._try_each(cures(found.plan))
+        cheap, changes = found.plan, list(found.changes)
         if not self._is_met():
             self._leave_in_float()
+        if not self._is_met() and bench.can_train:
+            self._train(cheap, changes)
         found.is_met = self._is_met()
         if not found.is_met:
             found.advice = self._advice()
@@ -144,6 +148,14 @@ class Guard:
             if self._is_met():
                 return
 
+    def _train(self, cheap: Plan, changes: list[str]) -> None:
+        """Train with the rounding, all layers in int8 again."""
+        (cure,) = training(cheap)
+        trained = self._found.changes
+        self._try_each([cure])
+        if self._found.plan == cure[1]:
+            self._found.changes = [*changes, trained[-1]]
+
     def _points(self) -> list[tuple[list[LayerNoise], float]]:
         """Return lists of layers to leave in float, each with its share of the MACs, the shortest first."""
         if self._best is None:
@@ -163,7 +175,9 @@ class Guard:
 
     def _advice(self) -> str:
         loss = loss_of(self._best[0]) if self._best else math.inf
-        return f"the best of {len(self._bench.trials)} tries loses {loss:.3g} points"
+        text = f"the best of {len(self._bench.trials)} tries loses {loss:.3g} points"
+        untried = "" if self._bench.can_train else "; images to train on (--train-data) would let it train"
+        return text + untried
 
 
 def _num_images(made: Made) -> int:

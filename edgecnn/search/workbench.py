@@ -14,6 +14,7 @@ from edgecnn.errors import EdgeCNNError
 from edgecnn.export.files import FileOptions, ModelFile, write_model
 from edgecnn.judgement import Made, stage_file, time_files
 from edgecnn.making import Maker, Plan, Prepared
+from edgecnn.pipeline import Need
 from edgecnn.proof import Candidate, predict, read_images, temporary_folder
 from edgecnn.report.build import speedup_figures
 from edgecnn.report.results import SpeedupFigures
@@ -60,6 +61,9 @@ class Workbench:
     """
 
     def __init__(self, maker: Maker, prepared: Prepared) -> None:
+        if prepared.context.teacher is None:
+            context = replace(prepared.context, teacher=prepared.loaded)
+            prepared = replace(prepared, context=context)
         self.maker, self.prepared = maker, prepared
         self.trials: list[Trial] = []
         self._floats: dict[str, ModelFile] = {}
@@ -68,6 +72,11 @@ class Workbench:
     def images(self) -> tuple[Dataset, Sequence[int]]:
         """The data set and which of its images judge."""
         return self.prepared.images.dataset, self.prepared.images.split.held_out
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there are images to train on."""
+        return self.prepared.context.has(Need.TRAIN_IMAGES)
 
     def try_accuracy(self, change: str, plan: Plan) -> tuple[Trial, Made | None]:
         """Make a plan's files and count right answers; both files hold the same numbers, so one is run.
