@@ -1,0 +1,156 @@
+"""The pass `quantize_aware_training`: train the network with the rounding that its files will do.
+
+    calibrate as quantize_static does -> train on fake-quantized weights, biases and activations -> write
+    the integers as quantize_static does
+
+The result has the form that quantize_static leaves. Its teacher is the network as it was loaded, so it learns
+to answer as it did before it was rounded, with labels or without; the loop and its checkpoints are those of
+fine-tuning, the loss that of distillation. Batch norms are folded already: their scale and shift are trained
+as part of weights and biases.
+
+Source: Esser et al. 2020, arXiv:1902.08153 (lsq); Jacob et al. 2018, arXiv:1712.05877, section 3
+(fake_quant).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import fx
+
+from edgecnn.distill.distill import Distill
+from edgecnn.errors import PassError
+from edgecnn.model import Model
+from edgecnn.pipeline import Need, PassContext
+from edgecnn.qat.network import FakeQuantized, make_fake_quantized
+from edgecnn.quantize.static import QuantizeStatic, require_folded
+from edgecnn.train.settings import Precision, TrainSettings
+
+Method = Literal["lsq", "fake_quant"]
+
+
+@dataclass(frozen=True)
+class QuantizeAwareTraining(TrainSettings):
+    """Pass: static int8 whose weights, biases and step sizes were trained with the rounding.
+
+    Source: Esser et al. 2020, arXiv:1902.08153 (lsq); Jacob et al. 2018, arXiv:1712.05877 (fake_quant);
+    Hinton et al. 2015, arXiv:1503.02531 (self-distillation).
+
+    Attributes:
+        method: "lsq" trains the step sizes too, of weights per output channel and of activations;
+            "fake_quant" leaves the ranges as they were calibrated. Zero points stay in both.
+        observer: how activation ranges are chosen to start from: min_max, moving_average, percentile, mse or
+            entropy.
+        weight_observer: "min_max" or "mse", per output channel, to start from.
+        weight_bits: 8, or 7 for x86 without VNNI. From Python 2 and more can be simulated: the files then
+            hold narrower values in int8.
+        num_samples: calibration images at most.
+        alpha: share of the teacher in the loss, above 0, at most 1; the labels have the rest. Where there are
+            none it is 1.
+        temperature: of the teacher's answers.
+        hard_labels: False leaves labels out even where there are some.
+        precision: "float32", which "auto" means here too; in bfloat16 half of the levels of int8 fall
+            together.
+        The others are those of `edgecnn.train.settings.TrainSettings`.
+    """
+
+    __doc__ = (__doc__ or "") + (TrainSettings.__doc__ or "").partition("Attributes:\n")[2]
+
+    epochs: float = 2.0
+    learning_rate: float = 0.002
+    weight_decay: float = 0.0
+    ema_decay: float | None = 0.99
+    precision: Precision = "float32"
+    method: Method = "lsq"
+    observer: str = "mse"
+    weight_observer: str = "min_max"
+    weight_bits: int = 8
+    num_samples: int = 512
+    alpha: float = 0.5
+    temperature: float = 4.0
+    hard_labels: bool = True
+
+    name: ClassVar[str] = "quantize_aware_training"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRAIN_IMAGES, Need.TEACHER})
+
+    def check(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            PassError: naming the parameter, what was found and what was expected.
+        """
+        super().check()
+        if self.method not in get_args(Method):
+            raise PassError(f"method is {self.method!r}, expected one of {', '.join(get_args(Method))}")
+        if self.precision not in ("auto", "float32"):
+            raise PassError(
+                f"precision is {self.precision}, expected float32",
+                hint="8 bits of mantissa do not tell the levels of int8 apart",
+            )
+        self._static().check()
+        self._distillation().check()
+
+    def requires(self, model: Model) -> None:
+        """Refuse a graph that is quantized already or still has batch norms."""
+        require_folded(model, self.name)
+
+    def run(self, model: Model, context: PassContext) -> Model:
+        """Return the model with quantize/dequantize nodes and the trained integers."""
+        step = self._static()
+        calibrated = step.calibrated(model, context)
+        started = dict(calibrated.by_root)
+        made = make_fake_quantized(calibrated, step, learn_scales=self.method == "lsq")
+        trained = self._distillation().run(made.model, context)
+        scales = made.read_back(trained.graph)
+        context.records.append(self._describe(made, trained, started))
+        return trained.with_graph(step.write(calibrated, scales)).with_warning(*calibrated.warnings)
+
+    def ensures(self, before: Model, after: Model) -> None:
+        """Check that every layer reads integer weights, and that their scales are finite."""
+        self._static().ensures(before, after)
+        for name, tensor in after.graph.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise PassError(f"{name} holds NaN or infinity after {self.name}")
+
+    def _static(self) -> QuantizeStatic:
+        """Return the pass that calibrates and writes; training takes the place of bias correction."""
+        return QuantizeStatic(
+            self.observer, self.weight_observer, self.weight_bits, self.num_samples, bias_correction=False
+        )
+
+    def _distillation(self) -> _SelfDistillation:
+        """Return the pass that trains."""
+        own = {field.name: getattr(self, field.name) for field in fields(TrainSettings)}
+        own["precision"] = "float32"
+        return _SelfDistillation(
+            **own, alpha=self.alpha, temperature=self.temperature, hard_labels=self.hard_labels
+        )
+
+    def _describe(
+        self, made: FakeQuantized, trained: Model, started: dict[fx.Node, tuple[float, int]]
+    ) -> dict[str, Any]:
+        """Return what the report says: how far the step sizes of activations moved, and to avoid ties."""
+        tensors = trained.graph.state_dict()
+        learned = {root: float(tensors[name]) for root, name in made.slot_scales.items()}
+        by_root = made.calibrated.by_root
+        moved = [abs(learned[root] / scale - 1.0) for root, (scale, _) in started.items()]
+        unbound = [abs(by_root[root][0] / scale - 1.0) for root, scale in learned.items()]
+        return {
+            "pass": self.name,
+            "kind": "quantize_aware_training",
+            "method": self.method,
+            "weight_bits": self.weight_bits,
+            "layers": len(made.weight_scales),
+            "activation_scales": len(learned),
+            "largest_scale_change": max(moved, default=0.0),
+            "largest_change_against_ties": max(unbound, default=0.0),
+        }
+
+
+@dataclass(frozen=True)
+class _SelfDistillation(Distill):
+    """Distillation under the name of the pass that it works for."""
+
+    name: ClassVar[str] = QuantizeAwareTraining.name
