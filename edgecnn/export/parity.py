@@ -24,7 +24,7 @@ MAX_OP_LSB = 1
 MAX_RELATIVE_ERROR = 1e-3
 """Between two executions in float32: a fraction of the outputs' largest value."""
 MAX_OP_STEP = 1.0 / 255.0
-"""Of a dynamic operator on given inputs: one step of what it quantizes, as a fraction of its largest output."""
+"""Of a dynamic operator on given inputs, a fraction of its largest output: one step of what it quantizes."""
 _NOT_FINITE = 2.0**31
 """Steps that stand for a NaN or infinite difference."""
 
@@ -146,7 +146,12 @@ def worst_images(
 
 
 def traced_outputs(program: Program, traced: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the outputs that follow from traced integers, float32; those computed in float are left out."""
+    """Return the outputs that follow from traced integers, float32; those computed in float are left out.
+
+    Those of a dynamic Program, all in float, are traced themselves.
+    """
+    if program.is_dynamic:
+        return {public: traced[name] for public, name in program.outputs}
     producers = {op.output: op for op in program.ops}
     found: dict[str, Array] = {}
     for public, name in program.outputs:

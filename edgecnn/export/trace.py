@@ -15,10 +15,10 @@ from edgecnn.runner.runtimes import import_runtime
 
 
 def traceable(program: Program) -> tuple[str, ...]:
-    """Return the names of the quantized activations, of all of a dynamic Program, in execution order."""
+    """Return the quantized activations, of a dynamic Program all but its outputs, in execution order."""
     if program.is_dynamic:
-        public = {name for name, _ in program.outputs}
-        return tuple(op.output for op in program.ops if op.output not in public)
+        given_out = {name for output in program.outputs for name in output}
+        return tuple(op.output for op in program.ops if op.output not in given_out)
     return tuple(op.output for op in program.ops if program.tensors[op.output].quant is not None)
 
 
@@ -26,7 +26,7 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     """Return every quantized activation as ONNX Runtime computes it, int8 in PyTorch's order.
 
     Args:
-        program: quantized, or dynamic, of which every activation is given in float32.
+        program: quantized, or dynamic, of which every activation and output is given in float32.
         feeds: float32 (n, c, h, w) by input name.
         activation_dtype: of the file, "uint8" or "int8".
     """
@@ -41,9 +41,11 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    values = session.run(list(names), dict(feeds))
     if program.is_dynamic:
-        return dict(zip(names, values, strict=True))
+        public = [name for name, _ in program.outputs]
+        found = session.run([*public, *names], dict(feeds))
+        return dict(zip([*(name for _, name in program.outputs), *names], found, strict=True))
+    values = session.run(list(names), dict(feeds))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
         name: (value.astype(np.int16) - shift).astype(np.int8)
@@ -55,7 +57,7 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
     """Return every quantized activation as LiteRT computes it, int8 in PyTorch's order.
 
     Args:
-        program: quantized, or dynamic, of which every activation is given in float32.
+        program: quantized, or dynamic, of which every activation and output is given in float32.
         feeds: float32 (n, c, h, w) by input name; each image runs on its own.
     """
     from edgecnn.export.tflite import TfliteOptions, to_tflite
@@ -65,6 +67,11 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
     interpreter = import_runtime("litert").Interpreter(model_content=file.data, num_threads=1)
     interpreter.allocate_tensors()
     details = interpreter.get_output_details()[len(program.outputs) :]
+    layouts = dict(file.layouts)
+    if program.is_dynamic:
+        details = interpreter.get_output_details()
+        layouts.update({name: file.layouts[public] for public, name in program.outputs})
+        names = (*(name for _, name in program.outputs), *names)
     if len(details) != len(names):
         raise ExportError(f"the traced file has {len(details)} further outputs, expected {len(names)}")
     rows: list[list[Array]] = [[] for _ in names]
@@ -78,5 +85,5 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
         interpreter.invoke()
         for row, name, detail in zip(rows, names, details, strict=True):
             value = interpreter.get_tensor(detail["index"])
-            row.append(value.transpose(0, 3, 1, 2) if file.layouts[name] == "nhwc" else value)
+            row.append(value.transpose(0, 3, 1, 2) if layouts[name] == "nhwc" else value)
     return {name: np.concatenate(row) for name, row in zip(names, rows, strict=True)}

@@ -43,9 +43,9 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
     quantize          float x -> quantized        dequantize  quantized x -> float
     requantize        quantized x -> quantized with other parameters
 
-conv2d and linear may have the attribute `dynamic`, "image", "row" or "pixel": x and the output are float32, w is
-int8, and the runtime quantizes x to int8 itself, with a scale and a zero point from the range (0 included) of each
-image, each row of the last dimension, or the channels of each pixel.
+conv2d and linear may have the attribute `dynamic`, "image", "row" or "pixel": x and the output are float32,
+w is int8, and the runtime quantizes x to int8 itself, with a scale and a zero point from the range (0
+included) of each image, each row of the last dimension, or the channels of each pixel.
 
 max_pool2d, avg_pool2d, amax, concat, slice, pad, reshape, transpose and resize keep the quantization
 parameters of their input (all inputs of a concat share one set). sigmoid and softmax give scale 1/256,
