@@ -162,7 +162,7 @@ def choose_images(
     if trainer is None and sources.train_data is not None and not may_train:
         raise DataError(
             f"there are images to train on, {_name(sources.train_data)}, but no pass of the recipe trains",
-            hint="add --prune, --distill or --max-drop, or leave --train-data out",
+            hint="add --prune, --distill, --qat or --max-drop, or leave --train-data out",
         )
     if sources.main is None:
         _refuse_missing(passes)
@@ -245,9 +245,10 @@ def _refuse_missing(passes: Sequence[Pass]) -> None:
     """Raise if a pass trains, made-up images without labels are not enough, and there are no others."""
     for step in passes:
         if is_trained(step) and not hasattr(step, "synthetic_images"):
+            alone = "; --prune alone, without --epochs, trains nothing" if Need.TRAIN in step.needs else ""
             raise DataError(
                 f"the pass {step.name} trains the network, and there are no images to train on",
-                hint="give them with --data or --train-data; --prune alone, without --epochs, trains nothing",
+                hint=f"give them with --data or --train-data{alone}",
             )
 
 
