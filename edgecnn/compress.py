@@ -22,6 +22,7 @@ from edgecnn.export.files import FileOptions, ModelFile, write_model
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import LayerCost, layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.graph.program import Program
 from edgecnn.images import Images, Sources, check_preprocess, choose_images, is_trained
 from edgecnn.judgement import Made, Timing, judge, make_artifact
 from edgecnn.load import LoadOptions, load_model, save_pt2
@@ -30,6 +31,7 @@ from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, Pass, PassContext, Progress, SilentProgress, run_passes
 from edgecnn.preflight import keep_inputs, refuse_quantized, require_packages, suspect_channels
 from edgecnn.proof import temporary_folder
+from edgecnn.quantize.static import FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
@@ -123,7 +125,7 @@ def _run(work: _Work, model: Any, data: Any, folder: Path) -> CompressResult:
     parts.artifacts = artifacts
     parts.details = (*_kernels(recipe, work.device), *records)
     parts.recipe_toml = recipe.to_toml()
-    parts.float_islands = float_islands(made.program) if _quantizes(recipe) else []
+    parts.float_islands = _islands(made.program, records) if _quantizes(recipe) else []
     judge(parts, made, Timing(options.threads, options.measure), progress)
     if not any(Need.CALIBRATION in step.needs for step in recipe.passes):
         parts.num_calibration = 0
@@ -250,6 +252,12 @@ def _costs(model: Model) -> list[LayerCost]:
 
 def _quantizes(recipe: Recipe) -> bool:
     return any(step.name.startswith("quantize") for step in recipe.passes)
+
+
+def _islands(program: Program, records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the operators that compute in float without having been asked to."""
+    wished = {name for record in records if record.get("kind") == FLOAT_LAYERS for name in record["layers"]}
+    return [layer for layer in float_islands(program) if layer not in wished]
 
 
 def _check_io(recipe: Recipe, io: str) -> None:

@@ -107,7 +107,8 @@ def remove_ties(
         mean_counts: how many values each mean node averages.
     """
     final = {slots.root(node) for node in slots.fixed}
-    for held in reversed(slots.held):
+    integer = [held for held in slots.held if held not in slots.floats.nodes]
+    for held in reversed(integer):
         addition = _arithmetic(held, _SUMS)
         if addition is None:
             continue
@@ -132,7 +133,7 @@ def remove_ties(
             scale, zero_point = by_root[y]
             by_root[y] = (mean_scale(by_root[slots.root(source)][0], scale, count), zero_point)
             final.add(y)
-    for held in slots.held:
+    for held in integer:
         product = _arithmetic(held, _PRODUCTS)
         y = slots.root(held)
         factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
