@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edgecnn.export.files import ModelFile
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import LayerCost, layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.graph.program import Program
 from edgecnn.judgement import Made, Timing, judge, make_artifact
 from edgecnn.load import save_pt2
 from edgecnn.making import Maker, Plan, Prepared
@@ -28,6 +30,7 @@ from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, PassContext, Progress, SilentProgress
 from edgecnn.preflight import keep_inputs, require_packages
 from edgecnn.proof import temporary_folder
+from edgecnn.quantize.static import FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
@@ -140,7 +143,7 @@ def _attempt(maker: Maker, prepared: Prepared, plan: Plan, folder: Path, prepare
     parts.artifacts = artifacts
     parts.details = (*_kernels(recipe, maker.device), *records)
     parts.recipe_toml = recipe.to_toml()
-    parts.float_islands = float_islands(made.program) if _quantizes(recipe) else []
+    parts.float_islands = _islands(made.program, records) if _quantizes(recipe) else []
     judge(parts, made, Timing(options.threads, options.measure), progress)
     if not any(Need.CALIBRATION in step.needs for step in recipe.passes):
         parts.num_calibration = 0
@@ -190,6 +193,12 @@ def _costs(model: Model) -> list[LayerCost]:
 
 def _quantizes(recipe: Recipe) -> bool:
     return any(step.name.startswith("quantize") for step in recipe.passes)
+
+
+def _islands(program: Program, records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the operators that compute in float without having been asked to."""
+    wished = {name for record in records if record.get("kind") == FLOAT_LAYERS for name in record["layers"]}
+    return [layer for layer in float_islands(program) if layer not in wished]
 
 
 def _check_io(recipe: Recipe, io: str) -> None:

@@ -93,7 +93,7 @@ def test_cures_are_tried_from_the_cheapest_to_the_dearest(monkeypatch: pytest.Mo
 def test_a_cure_that_helps_is_built_on_and_one_that_does_not_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, bench = run_guard(monkeypatch, 0.1, otherwise=2.0, cross=1.0, AdaRound=0.05)
+    found, bench = run_guard(monkeypatch, 0.1, otherwise=2.0, AdaRound=0.05, **{"cross-layer": 1.0})
     assert found.is_met and found.changes == ["cross-layer equalization", "AdaRound"]
     names = [step.name for step in found.plan.passes]
     assert names.index("equalize") == names.index("fold_batch_norm") + 1
@@ -109,7 +109,7 @@ def test_more_layers_in_float_take_the_place_of_fewer(monkeypatch: pytest.Monkey
 
 
 def test_training_comes_last_and_takes_the_place_of_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = {"otherwise": 2.0, "cross": 1.5, "1": 1.0, "quantization-aware": 0.1}
+    script = {"otherwise": 2.0, "cross-layer": 1.5, "1": 1.0, "quantization-aware": 0.1}
     found, bench = run_guard(monkeypatch, 0.3, can_train=True, **script)
     assert bench.tried[-1] == "quantization-aware training" and found.is_met
     step = found.plan.passes[-1]
@@ -118,7 +118,7 @@ def test_training_comes_last_and_takes_the_place_of_layers_in_float(monkeypatch:
 
 
 def test_a_cure_that_cannot_be_applied_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, cross="no pairs", AdaRound=0.1)
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, AdaRound=0.1, **{"cross-layer": "no pairs"})
     assert found.is_met and found.changes == ["AdaRound"]
     assert next(t for t in bench.trials if t.change.startswith("cross")).error == "no pairs"
 

@@ -30,6 +30,12 @@ PAIRS = {
 KERNELS = "kernels"
 """The kind of detail that says which int8 instructions the target has."""
 
+FLOAT_LAYERS = "float_layers"
+"""The kind of detail that says which layers of an int8 network compute in float."""
+
+MOST_NAMED = 4
+"""Layers in float named on the terminal."""
+
 TRAINING = "training_curves"
 """The kind of detail that a pass which trained records."""
 
@@ -210,6 +216,8 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
         if detail.get("kind") == KERNELS:
             fast = detail["exact"] and detail["is_dot_product"]
             rows.append(["kernels", Text(str(detail["text"]), style="" if fast else "yellow")])
+        elif detail.get("kind") == FLOAT_LAYERS:
+            rows.append(["in float", float_layers_text(detail)])
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
@@ -226,6 +234,21 @@ def _search_rows(report: Report) -> list[list[RenderableType]]:
             slow = slow_layer_facts(detail)
             rows += [["slow layers", slow]] if slow else []
     return _asked("Search", rows)
+
+
+def float_layers_text(detail: Mapping[str, Any]) -> str:
+    """Return which layers of a quantized network compute in float, as asked.
+
+    Example:
+        >>> float_layers_text({"asked": ["fc"], "layers": ["fc (aten.linear.default)"]})
+        '1 operator, as asked: fc'
+    """
+    layers = list(dict.fromkeys(str(layer).split(" (")[0] for layer in detail["layers"]))
+    count = len(detail["layers"])
+    shown = ", ".join(layers[:MOST_NAMED]) + (
+        f" and {len(layers) - MOST_NAMED} more" * (len(layers) > MOST_NAMED)
+    )
+    return f"{count} operator{'s' * (count != 1)}, as asked: {shown or 'none'}"
 
 
 def _asked(question: str, rows: list[list[RenderableType]]) -> list[list[RenderableType]]:

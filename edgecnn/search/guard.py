@@ -135,16 +135,15 @@ class Guard:
 
     def _leave_in_float(self) -> None:
         """Leave more and more of the layers that hurt most for what they cost in float."""
-        plan, points = self._found.plan, self._points()
+        plan, before, points = self._found.plan, list(self._found.changes), self._points()
         for layers, share in points:
             if share > MAX_FLOAT_SHARE:
                 return
             words = in_words([layer.layer for layer in layers])
             cure = (words, with_float_layers(plan, [layer.name for layer in layers]))
-            before = len(self._found.changes)
-            self._found.plan = plan
             self._try_each([cure])
-            del self._found.changes[before:-1]  # a longer list of layers takes the place of a shorter one
+            if self._found.plan == cure[1]:  # a longer list of layers takes the place of a shorter one
+                self._found.changes = [*before, words]
             if self._is_met():
                 return
 
