@@ -212,7 +212,11 @@ def run_passes(
         seconds = time.perf_counter() - started
         context.progress.finish()
         figures_after = summarize(after)
-        record = PassRecord(step.name, parameters(step), seconds, figures, figures_after)
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in parameters(step).items()
+        }
+        record = PassRecord(step.name, values, seconds, figures, figures_after)
         model = replace(after, history=(*after.history, record))
         figures = figures_after
     return model

@@ -37,7 +37,7 @@ def slow_layer_facts(detail: Mapping[str, Any]) -> str:
 
     Example:
         >>> slow_layer_facts({"slow_layers": [{"layer": "stem", "int8_ms": 0.054, "float_ms": 0.0121}]})
-        'stem 0.054 ms (0.0121 in float)'
+        'stem 0.0540 ms (0.0121 in float)'
     """
     return ", ".join(
         f"{layer['layer']} {digits(layer['int8_ms'])} ms ({digits(layer['float_ms'])} in float)"
@@ -49,7 +49,7 @@ def search_section(detail: Mapping[str, Any]) -> Section:
     """Return every way that was tried, with its figures."""
     trials = list(detail.get("trials") or [])
     columns = [("drop_points", "drop, points"), ("agreement", "agreement"), ("onnx_speedup", "ONNX speed")]
-    columns.append(("tflite_speedup", "TFLite speed"))
+    columns += [("tflite_speedup", "TFLite speed"), ("size_share", "size")]
     shown = [(key, title) for key, title in columns if any(trial.get(key) is not None for trial in trials)]
     rows: list[tuple[Cell | str, ...]] = []
     for trial in trials:
@@ -69,6 +69,6 @@ def search_section(detail: Mapping[str, Any]) -> Section:
 def _figure(key: str, value: Any) -> str:
     if value is None:
         return "-"
-    if key == "agreement":
+    if key in ("agreement", "size_share"):
         return percent_text(value, 2)
     return f"{value:.2f}" + ("x" if key.endswith("_speedup") else "")

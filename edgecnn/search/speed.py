@@ -6,7 +6,7 @@ int8 makes slower are left in float, first the one that loses most, then more; e
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from edgecnn.devices.local import run_local
+from edgecnn.graph.program import Program
 from edgecnn.judgement import Made
 from edgecnn.making import Plan
 from edgecnn.proof import TIMEOUT_S, read_images
 from edgecnn.report.results import SpeedupFigures
-from edgecnn.search.cures import in_words, quantizer_of, with_float_layers
+from edgecnn.search.cures import Cure, in_words, quantizer_of, with_float_layers
 from edgecnn.search.workbench import Trial, Workbench
 
 MAX_NAMED = 5
@@ -29,6 +30,12 @@ COUNTS = (1, 2, 4, 8, 16, 32)
 
 RUNTIME = "(runtime)"
 """Stands for what the runtime put in between layers: transpositions, reorders."""
+
+MAX_SIZE_SHARE = 0.75
+"""Of a float file's size: one that is hardly smaller and hardly faster is no reason to quantize."""
+
+_ADDED = re.compile(r"^fused |(_token_\d+|_nchwc|_bn_fused)+$")
+"""What ONNX Runtime's optimizations add to the name of a node or of the value it makes."""
 
 
 @dataclass(frozen=True)
@@ -87,33 +94,22 @@ def hasten(bench: Workbench, plan: Plan, made: Made, speedup: Mapping[str, Speed
     """
     found = Hastened(plan)
     formats = list(speedup)
-    best = Trial("as the recipe says", speedup=speedup, kept=True)
-    bench.trials.append(best)
+    bench.trials.append(Trial("as the recipe says", speedup=speedup))
     if "onnx" in speedup:
         found.slow_layers = [time for time in layer_times(bench, made) if time.lost_ms > 0]
     for change, candidate in _candidates(plan, made, found.slow_layers):
         trial, _ = bench.try_speed(change, candidate, formats)
-        if not trial.error and rank(trial.speedup) < rank(best.speedup):
-            best = bench.keep(trial)
-            found.plan, found.changes = candidate, [change]
-        if not trial.error and not slow_formats(trial.speedup):
-            break
-    found.is_met = not slow_formats(best.speedup)
+        if trial.error or slow_formats(trial.speedup):
+            continue
+        if trial.size_share is not None and trial.size_share > MAX_SIZE_SHARE:
+            break  # more layers in float make it larger still
+        bench.keep(trial)
+        found.plan, found.changes, found.is_met = candidate, [change], True
+        break
     return found
 
 
-def rank(speedup: Mapping[str, SpeedupFigures]) -> tuple[int, float]:
-    """Return what is to be small: how many files are slower than float, then how slow those below float are.
-
-    Example:
-        >>> rank({"onnx": SpeedupFigures(0.5, 0.4, 0.6), "tflite": SpeedupFigures(2.0, 1.9, 2.1)})
-        (1, 0.6931471805599453)
-    """
-    lost = -sum(math.log(min(figures.ratio, 1.0)) for figures in speedup.values())
-    return len(slow_formats(speedup)), lost
-
-
-def _candidates(plan: Plan, made: Made, slow: Sequence[LayerTime]) -> list[tuple[str, Plan]]:
+def _candidates(plan: Plan, made: Made, slow: Sequence[LayerTime]) -> list[Cure]:
     """Return other plans, the smallest change first."""
     found = []
     if plan.align and made.activation_dtype == "uint8" and "onnx" in made.files:
@@ -145,22 +141,33 @@ def layer_times(bench: Workbench, made: Made) -> list[LayerTime]:
             "profile": True,
         }
         entries = run_local(request, TIMEOUT_S)["artifacts"]
-    before, after = (_by_layer(entries[key]["profile"] or []) for key in ("float_onnx", "onnx"))
+    places = _places(made.float_program) | _places(made.program)
+    before, after = (_by_layer(entries[key]["profile"] or [], places) for key in ("float_onnx", "onnx"))
     times = [LayerTime(n, after.get(n, 0.0), before.get(n, 0.0)) for n in {**after, **before}]
     bench.maker.progress.finish()
     return sorted(times, key=lambda time: -time.lost_ms)
 
 
-def _by_layer(profile: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Sum an ONNX Runtime profile by layer: nodes are called LAYER/OPERATOR by the writer.
+def _places(program: Program) -> dict[str, str]:
+    """Return value -> path of the layer that makes it, and each path as it is."""
+    made_by = {op.output: op.layer.split(" (")[0] for op in program.ops if " (" in op.layer}
+    return {**made_by, **{path: path for path in made_by.values()}}
+
+
+def _by_layer(profile: Sequence[Mapping[str, Any]], places: Mapping[str, str]) -> dict[str, float]:
+    """Sum an ONNX Runtime profile by layer.
+
+    The writer calls nodes LAYER/OPERATOR; the runtime names some that it makes after the value they give.
 
     Example:
-        >>> _by_layer([{"name": "stem/Conv_token_1", "total_ms": 3.0, "count": 2}])
-        {'stem': 1.5}
+        >>> rows = [("stem/Conv_token_1", 3.0), ("conv2d_nchwc", 1.0), ("fused stem/Relu", 2.0), ("Copy", 4.0)]
+        >>> profile = [{"name": name, "total_ms": ms, "count": 2} for name, ms in rows]
+        >>> _by_layer(profile, {"stem": "stem", "conv2d": "body.0"})
+        {'stem': 2.5, 'body.0': 0.5, '(runtime)': 2.0}
     """
     found: dict[str, float] = {}
     for row in profile:
-        layer, separator, _ = str(row["name"]).partition("/")
-        name = layer if separator else RUNTIME
+        bare = _ADDED.sub("", _ADDED.sub("", str(row["name"])))
+        name = places.get(bare.partition("/")[0], RUNTIME)
         found[name] = found.get(name, 0.0) + row["total_ms"] / max(row["count"], 1)
     return found

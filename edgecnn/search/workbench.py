@@ -29,6 +29,7 @@ class Trial:
         drop_points: float's top-1 minus the file's, in percentage points; None without labels or not asked.
         agreement: fraction of images with float's first class, None if not asked.
         speedup: over float by format, empty if not asked.
+        size_share: of float's size, of the file that is larger in this respect; None if not asked.
         seconds: it took.
         kept: whether what came after builds on it.
         error: why it could not be made, or "".
@@ -38,6 +39,7 @@ class Trial:
     drop_points: float | None = None
     agreement: float | None = None
     speedup: Mapping[str, SpeedupFigures] = field(default_factory=dict)
+    size_share: float | None = None
     seconds: float = 0.0
     kept: bool = False
     error: str = ""
@@ -45,7 +47,10 @@ class Trial:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-ready, with a ratio per format."""
         ratios = {f"{name}_speedup": figures.ratio for name, figures in self.speedup.items()}
-        own = {name: getattr(self, name) for name in ("change", "drop_points", "agreement", "error")}
+        own = {
+            name: getattr(self, name)
+            for name in ("change", "drop_points", "agreement", "size_share", "error")
+        }
         return {**own, **ratios, "seconds": self.seconds, "kept": self.kept}
 
 
@@ -119,7 +124,8 @@ class Workbench:
                 _, latency = time_files(
                     made, candidates, inputs, self.maker.options.threads, self.maker.progress
                 )
-            trial = Trial(change, speedup=speedup_figures(latency))
+            share = max(len(made.files[name].data) / len(self._floats[name].data) for name in formats)
+            trial = Trial(change, speedup=speedup_figures(latency), size_share=share)
         except EdgeCNNError as error:
             trial = Trial(change, error=error.message)
         return self._noted(trial, started), made
