@@ -137,9 +137,13 @@ def test_a_recipe_that_does_not_quantize_is_left_alone(monkeypatch: pytest.Monke
 
 def run_hasten(monkeypatch: pytest.MonkeyPatch, slow: int = 3, **script: Any) -> tuple[Any, Bench]:
     bench = Bench(**script)
-    times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)] + [LayerTime("quick", 0.1, 0.3)]
+    times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)]
+    times += [LayerTime("(runtime)", 0.1, 0.0), LayerTime("quick", 0.1, 0.3)]
     monkeypatch.setattr(speed_module, "layer_times", lambda bench, made: times)
-    made = SimpleNamespace(activation_dtype="uint8", files={"onnx": b"", "tflite": b""})
+    monkeypatch.setattr(
+        speed_module, "layer_names", lambda model: ["l0 (a)", "l1 (b)", "l2 (c)", "quick (d)"]
+    )
+    made = SimpleNamespace(activation_dtype="uint8", files={"onnx": b"", "tflite": b""}, loaded=None)
     return hasten(bench, PLAN, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
 
 
@@ -151,7 +155,7 @@ def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.Mo
         "2 layers in float: l0, l1",
     ]
     assert found.is_met and quantizer_of(found.plan).float_layers == ("l0", "l1")
-    assert [time.layer for time in found.slow_layers] == ["l0", "l1", "l2"]
+    assert [time.layer for time in found.slow_layers] == ["l0", "l1", "l2", "(runtime)"]
 
 
 def test_where_nothing_helps_the_recipe_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +166,15 @@ def test_where_nothing_helps_the_recipe_stays_as_it_is(monkeypatch: pytest.Monke
 
 
 def test_a_change_that_makes_the_other_file_slow_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = SpeedupFigures(0.8, 0.75, 0.85)  # of the two files only one was slow, if slower
+    both = SpeedupFigures(0.8, 0.75, 0.85)  # of the two files the other one was twice as fast as float
     found, _ = run_hasten(monkeypatch, otherwise=SLOW, **{"1": both})
     assert not found.is_met and found.plan == PLAN
+
+
+def test_a_gain_without_a_loss_is_taken_even_if_float_stays_faster() -> None:
+    less_slow = {"onnx": SpeedupFigures(0.8, 0.75, 0.85), "tflite": FAST}
+    assert speed_module.is_better(less_slow, {"onnx": SLOW, "tflite": FAST})
+    assert not speed_module.is_better({**less_slow, "tflite": EVEN}, {"onnx": SLOW, "tflite": FAST})
 
 
 def test_changes_of_the_quantizer_leave_the_rest_of_the_recipe_alone() -> None:
