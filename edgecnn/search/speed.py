@@ -6,6 +6,7 @@ int8 makes slower are left in float, first the one that loses most, then more; e
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,9 @@ def hasten(bench: Workbench, plan: Plan, made: Made, speedup: Mapping[str, Speed
 
 
 def is_better(found: Mapping[str, SpeedupFigures], before: Mapping[str, SpeedupFigures]) -> bool:
-    """Return whether a file that was slower than float gained, by more than noise, and no other lost.
+    """Return whether files slower than float gained, by more than noise, and no other lost.
+
+    Where none is slower any more another one may have lost, if they gained more together.
 
     Example:
         >>> slow, less_slow = SpeedupFigures(0.5, 0.4, 0.6), SpeedupFigures(0.8, 0.7, 0.9)
@@ -124,6 +127,10 @@ def is_better(found: Mapping[str, SpeedupFigures], before: Mapping[str, SpeedupF
         (True, False)
     """
     slow = slow_formats(before)
+    if not slow_formats(found):
+        return math.prod(found[n].ratio for n in before) > CLEARLY * math.prod(
+            s.ratio for s in before.values()
+        )
     kept = all(name in slow or found[name].high >= before[name].low for name in before)
     return kept and all(found[name].ratio > CLEARLY * before[name].ratio for name in slow)
 
