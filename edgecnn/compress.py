@@ -254,6 +254,11 @@ def _quantizes(recipe: Recipe) -> bool:
     return any(step.name.startswith("quantize") for step in recipe.passes)
 
 
+def _widens(passes: Sequence[Pass]) -> bool:
+    """Whether activations become int16, which no int8 kernel computes or saturates."""
+    return any(step.name == "widen_activations" for step in passes)
+
+
 def _check_io(recipe: Recipe, io: str) -> None:
     """Raise if the files cannot have integer inputs."""
     if io != "float32" and any(step.name == "quantize_dynamic" for step in recipe.passes):
@@ -261,6 +266,11 @@ def _check_io(recipe: Recipe, io: str) -> None:
             f"io is {io!r}, but the recipe {recipe.name} takes scales from each image when it runs, "
             "inputs and outputs have none, expected 'float32'",
             hint="--int8 makes files with scales of their own, or leave --io out",
+        )
+    if io != "float32" and _widens(recipe.passes):
+        raise ExportError(
+            f"io is {io!r}, but the recipe {recipe.name} has int16 activations, expected 'float32'",
+            hint="--int8 makes files with int8 inputs, or leave --io out",
         )
     if io != "float32" and not _quantizes(recipe):
         raise ExportError(
@@ -290,7 +300,7 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | No
         changes: dict[str, Any] = {}
         names = {f.name for f in dataclasses.fields(step)}  # type: ignore[arg-type]
         if "weight_bits" in names:
-            changes["weight_bits"] = min(step.weight_bits, weight_bits_for(device.isa))  # type: ignore[attr-defined]
+            changes["weight_bits"] = min(step.weight_bits, _weight_bits(passes, device))  # type: ignore[attr-defined]
         if "num_samples" in names and num_samples is not None:
             changes["num_samples"] = num_samples
         fitted.append(dataclasses.replace(step, **changes) if changes else step)  # type: ignore[type-var]
@@ -299,18 +309,23 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | No
     return fitted
 
 
+def _weight_bits(passes: Sequence[Pass], device: Device) -> int:
+    """Return the bits of weights that the target's kernels do not saturate."""
+    return 8 if _widens(passes) else weight_bits_for(device.isa)
+
+
 def _kernels(recipe: Recipe, device: Device) -> list[dict[str, Any]]:
     """Say which int8 kernels the target will use, for a recipe that quantizes."""
     return (
         [{"pass": "target", "kind": "kernels", **kernels_for(device.isa).to_dict()}]
-        if _quantizes(recipe)
+        if _quantizes(recipe) and not _widens(recipe.passes)
         else []
     )
 
 
 def _narrowed(passes: Sequence[Pass], device: Device) -> list[str]:
     """Say that weights are narrower than the recipe asks for, where the target makes them so."""
-    bits = weight_bits_for(device.isa)
+    bits = _weight_bits(passes, device)
     if all(getattr(step, "weight_bits", bits) <= bits for step in passes):
         return []
     why = f"{device.name} is {device.isa}, whose uint8 * int8 products saturate in pairs"

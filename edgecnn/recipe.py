@@ -47,6 +47,7 @@ PASSES: Mapping[str, str] = {
     "store_weights": "edgecnn.quantize.weights:StoreWeights",
     "quantize_dynamic": "edgecnn.quantize.dynamic:QuantizeDynamic",
     "quantize_static": "edgecnn.quantize.static:QuantizeStatic",
+    "widen_activations": "edgecnn.quantize.widen:WidenActivations",
     "quantize_aware_training": "edgecnn.qat.quantize_aware_training:QuantizeAwareTraining",
 }
 """Every pass by name: "module:Class", imported when a recipe uses it."""

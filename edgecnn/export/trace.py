@@ -48,7 +48,7 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     values = session.run(list(names), dict(feeds))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
-        name: (value.astype(np.int16) - shift).astype(np.int8)
+        name: value if value.dtype == np.int16 else (value.astype(np.int16) - shift).astype(np.int8)
         for name, value in zip(names, values, strict=True)
     }
 
