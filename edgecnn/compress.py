@@ -24,7 +24,7 @@ from edgecnn.graph.folding import FoldBatchNorm
 from edgecnn.graph.program import Program
 from edgecnn.judgement import Made, Timing, judge, make_artifact
 from edgecnn.load import save_pt2
-from edgecnn.making import Maker, Plan, Prepared
+from edgecnn.making import Maker, Plan, Prepared, widens
 from edgecnn.model import Model
 from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, PassContext, Progress, SilentProgress
@@ -209,6 +209,11 @@ def _check_io(recipe: Recipe, io: str) -> None:
             "inputs and outputs have none, expected 'float32'",
             hint="--int8 makes files with scales of their own, or leave --io out",
         )
+    if io != "float32" and widens(recipe.passes):
+        raise ExportError(
+            f"io is {io!r}, but the recipe {recipe.name} has int16 activations, expected 'float32'",
+            hint="--int8 makes files with int8 inputs, or leave --io out",
+        )
     if io != "float32" and not _quantizes(recipe):
         raise ExportError(
             f"io is {io!r}, but the recipe {recipe.name} does not quantize, expected 'float32'",
@@ -240,7 +245,7 @@ def _kernels(recipe: Recipe, device: Device) -> list[dict[str, Any]]:
     """Say which int8 kernels the target will use, for a recipe that quantizes."""
     return (
         [{"pass": "target", "kind": "kernels", **kernels_for(device.isa).to_dict()}]
-        if _quantizes(recipe)
+        if _quantizes(recipe) and not widens(recipe.passes)
         else []
     )
 

@@ -210,7 +210,7 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | No
         changes: dict[str, Any] = {}
         names = {f.name for f in dataclasses.fields(step)}  # type: ignore[arg-type]
         if "weight_bits" in names:
-            changes["weight_bits"] = min(step.weight_bits, weight_bits_for(device.isa))  # type: ignore[attr-defined]
+            changes["weight_bits"] = min(step.weight_bits, _weight_bits(passes, device))  # type: ignore[attr-defined]
         if "num_samples" in names and num_samples is not None:
             changes["num_samples"] = num_samples
         fitted.append(dataclasses.replace(step, **changes) if changes else step)  # type: ignore[type-var]
@@ -219,9 +219,19 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | No
     return fitted
 
 
+def widens(passes: Sequence[Pass]) -> bool:
+    """Whether activations become int16, which no int8 kernel computes or saturates."""
+    return any(step.name == "widen_activations" for step in passes)
+
+
+def _weight_bits(passes: Sequence[Pass], device: Device) -> int:
+    """Return the bits of weights that the target's kernels do not saturate."""
+    return 8 if widens(passes) else weight_bits_for(device.isa)
+
+
 def _narrowed(passes: Sequence[Pass], device: Device) -> list[str]:
     """Say that weights are narrower than the recipe asks for, where the target makes them so."""
-    bits = weight_bits_for(device.isa)
+    bits = _weight_bits(passes, device)
     if all(getattr(step, "weight_bits", bits) <= bits for step in passes):
         return []
     why = f"{device.name} is {device.isa}, whose uint8 * int8 products saturate in pairs"

@@ -58,7 +58,9 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     values = dict(zip((*names, *real), session.run([*names, *real.values()], dict(feeds)), strict=True))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
-        name: value if value.dtype == np.float32 else (value.astype(np.int16) - shift).astype(np.int8)
+        name: (value.astype(np.int16) - shift).astype(np.int8)
+        if value.dtype in (np.int8, np.uint8)
+        else value
         for name, value in values.items()
     }
 
