@@ -222,7 +222,8 @@ class Report:
         timings: "work_seconds" (load, passes, export) and "proof_seconds" (parity, accuracy, latency).
         warnings: what the user should know.
         details: what passes recorded, each with the keys "pass" and "kind": "pruning" (groups, widths),
-            "training_curves" (loss and accuracy by epoch), "kernels" (int8 instructions of the target).
+            "training_curves" (loss and accuracy by epoch), "quantize_aware_training" (how far step sizes
+            moved), "kernels" (int8 instructions of the target).
         recipe_toml: the recipe with every parameter, as `Recipe.from_toml` reads it.
         schema_version: of this format.
     """
