@@ -18,6 +18,7 @@ from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
 from edgecnn.devices.kernels import kernels_for
 from edgecnn.devices.profile import Device, load_device
 from edgecnn.errors import BudgetError, EdgeCNNError, ExportError, RecipeError
+from edgecnn.export.dynamic import float_layers
 from edgecnn.export.files import FileOptions, ModelFile, write_model
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import LayerCost, layer_costs
@@ -162,6 +163,7 @@ class _Work:
 
         progress.start("write the files", None)
         program = build_program(compressed)
+        compressed = compressed.with_warning(*float_layers(program, options.formats))
         float_program = build_program(FoldBatchNorm().run(loaded, context))
         dtype = activation_dtype_for(self.device.isa)
         chosen = FileOptions(options.io, dtype)
@@ -254,6 +256,12 @@ def _quantizes(recipe: Recipe) -> bool:
 
 def _check_io(recipe: Recipe, io: str) -> None:
     """Raise if the files cannot have integer inputs."""
+    if io != "float32" and any(step.name == "quantize_dynamic" for step in recipe.passes):
+        raise ExportError(
+            f"io is {io!r}, but the recipe {recipe.name} takes scales from each image when it runs, so that its "
+            "inputs and outputs have none, expected 'float32'",
+            hint="--int8 makes files with scales of their own, or leave --io out",
+        )
     if io != "float32" and not _quantizes(recipe):
         raise ExportError(
             f"io is {io!r}, but the recipe {recipe.name} does not quantize, expected 'float32'",

@@ -45,6 +45,7 @@ PASSES: Mapping[str, str] = {
     "averages_to_convolutions": "edgecnn.lower.averages:AveragesToConvolutions",
     "decompose_activations": "edgecnn.lower.activations:DecomposeActivations",
     "store_weights": "edgecnn.quantize.weights:StoreWeights",
+    "quantize_dynamic": "edgecnn.quantize.dynamic:QuantizeDynamic",
     "quantize_static": "edgecnn.quantize.static:QuantizeStatic",
     "quantize_aware_training": "edgecnn.qat.quantize_aware_training:QuantizeAwareTraining",
 }

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from edgecnn.artifact import FileTensor
 from edgecnn.errors import ExportError
+from edgecnn.export.dynamic import as_computed
 from edgecnn.graph.program import BATCH, Program, QuantParams
 from edgecnn.model import ModelSpec
 
@@ -52,6 +53,7 @@ def write_model(program: Program, format: str, spec: ModelSpec, options: FileOpt
         UnsupportedOpError: an operator has no form in the format.
         ExportError: for an unknown format.
     """
+    program = as_computed(program, format)
     metadata = {"edgecnn": json.dumps(_metadata(spec), sort_keys=True)}
     if format == "onnx":
         from edgecnn.export.onnx import OnnxOptions, to_onnx

@@ -94,10 +94,21 @@ class GraphBuilder:
     ) -> str:
         """Append a node that stands for (a part of) `op` and return the name of its output value."""
         output = self.unique(f"{op.output}/{op_type}") if output is None else output
+        self.split_node(op, op_type, inputs, [output], attributes)
+        return output
+
+    def split_node(
+        self,
+        op: Op,
+        op_type: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a node with any number of outputs."""
         where = op.layer.split(" (")[0] or op.output
         name = _first_free(f"{where}/{op_type}", self._node_names)
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=name, **(attributes or {})))
-        return output
+        self.nodes.append(helper.make_node(op_type, list(inputs), list(outputs), name=name, **(attributes or {})))
 
     def shifted(self, quant: QuantParams, dtype: str | None = None) -> tuple[Array, Array]:
         """Return scale () or (channels,) float32 and zero point () in `dtype`, the activations' if None."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgecnn.errors import ExportError, UnsupportedOpError
+from edgecnn.export.onnx_dynamic import write_dynamic_linear
 from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
 from edgecnn.export.onnx_resize import write_resize
 from edgecnn.export.onnx_transposed import write_phases
@@ -102,7 +103,9 @@ def _conv_transpose2d(graph: GraphBuilder, op: Op) -> None:
 
 def _linear(graph: GraphBuilder, op: Op) -> None:
     """Write Gemm, on rows: (n, ..., c_in) -> (n * ..., c_in) -> (n * ..., c_out) -> (n, ..., c_out)."""
-    if len(graph.tensor(op.inputs[0]).shape) == 2:
+    if op.attributes.get("dynamic"):
+        write_dynamic_linear(graph, op)
+    elif len(graph.tensor(op.inputs[0]).shape) == 2:
         graph.store(op, "Gemm", _weighted(graph, op), {"transB": 1})
     else:
         _store_reshaped(graph, op, "Gemm", _rows(graph, op), {"transB": 1})

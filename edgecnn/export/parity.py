@@ -23,6 +23,8 @@ MIN_FRACTION = 0.999
 MAX_OP_LSB = 1
 MAX_RELATIVE_ERROR = 1e-3
 """Between two executions in float32: a fraction of the outputs' largest value."""
+MAX_OP_STEP = 1.0 / 255.0
+"""Of a dynamic operator on given inputs: one step of what it quantizes, as a fraction of its largest output."""
 _NOT_FINITE = 2.0**31
 """Steps that stand for a NaN or infinite difference."""
 
@@ -165,7 +167,7 @@ def first_difference(
     """Return the first operator that is more than one step off on the runtime's own integers.
 
     Args:
-        program: quantized.
+        program: quantized, or dynamic: then a step is 1/255 of the operator's largest output.
         traced: every quantized activation as the runtime computed it.
         feeds: the network's inputs.
         run_op: the reference for one operator.
@@ -179,7 +181,13 @@ def first_difference(
             for n, value in zip(op.inputs, inputs, strict=True)
         ):
             continue
-        expected = run_op(program, op, inputs).astype(np.int32)
+        expected = run_op(program, op, inputs)
+        if program.is_dynamic:
+            error = relative_error({"y": expected}, {"y": traced[op.output]})
+            if error > MAX_OP_STEP:
+                return Difference(op, round(error / MAX_OP_STEP), 1.0)
+            continue
+        expected = expected.astype(np.int32)
         lsb = np.abs(expected - traced[op.output].astype(np.int32))
         if lsb.max(initial=0) > MAX_OP_LSB:
             return Difference(op, int(lsb.max()), float((lsb > 0).mean()))

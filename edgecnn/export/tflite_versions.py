@@ -32,7 +32,10 @@ _RUNTIME: dict[str, tuple[str, ...]] = {
     "DEPTHWISE_CONV_2D": ("1.5.0", "1.12.0", "1.14.0"),
     "DEPTH_TO_SPACE": ("2.1.0", "2.5.0"),
     "DEQUANTIZE": ("1.13.1", "1.14.0", "1.15.0", "2.2.0", "2.7.0"),
-    "FULLY_CONNECTED": ("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
+    "FULLY_CONNECTED": (
+        *("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
+        *("2.3.0", "2.3.0", "2.3.0", "2.11.0", "2.15.0", "2.17.0"),
+    ),
     "HARD_SWISH": ("1.15.0",),
     "LEAKY_RELU": ("1.13.1", "2.3.0"),
     "LOGISTIC": ("1.14.0", "1.14.0"),
@@ -78,6 +81,10 @@ _INT8_IS_2 = frozenset(
 )
 
 
+_DYNAMIC = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+"""Of int8 weights per channel beside float32 activations, which the operator quantizes itself."""
+
+
 def operator_version(operator: str, operands: Sequence[OperandType], options: Mapping[str, Any]) -> int:
     """Return the lowest version of `operator` that defines this use of it.
 
@@ -101,6 +108,8 @@ def operator_version(operator: str, operands: Sequence[OperandType], options: Ma
         return int8_version
     if operator == "DEQUANTIZE":
         return 3 if data.dtype == "float16" else (5 if data.is_per_channel else int8_version)
+    if data.dtype == "float32" and len(operands) > 2 and operands[1].dtype == "int8":
+        return _DYNAMIC[operator]
     if operator in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         return _convolution_version(operator, is_int8, options)
     if operator == "FULLY_CONNECTED":

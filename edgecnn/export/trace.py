@@ -15,7 +15,10 @@ from edgecnn.runner.runtimes import import_runtime
 
 
 def traceable(program: Program) -> tuple[str, ...]:
-    """Return the names of the quantized activations, in execution order."""
+    """Return the names of the quantized activations, of all of a dynamic Program, in execution order."""
+    if program.is_dynamic:
+        public = {name for name, _ in program.outputs}
+        return tuple(op.output for op in program.ops if op.output not in public)
     return tuple(op.output for op in program.ops if program.tensors[op.output].quant is not None)
 
 
@@ -23,7 +26,7 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     """Return every quantized activation as ONNX Runtime computes it, int8 in PyTorch's order.
 
     Args:
-        program: quantized.
+        program: quantized, or dynamic, of which every activation is given in float32.
         feeds: float32 (n, c, h, w) by input name.
         activation_dtype: of the file, "uint8" or "int8".
     """
@@ -39,6 +42,8 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     values = session.run(list(names), dict(feeds))
+    if program.is_dynamic:
+        return dict(zip(names, values, strict=True))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
         name: (value.astype(np.int16) - shift).astype(np.int8)
@@ -50,7 +55,7 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
     """Return every quantized activation as LiteRT computes it, int8 in PyTorch's order.
 
     Args:
-        program: quantized.
+        program: quantized, or dynamic, of which every activation is given in float32.
         feeds: float32 (n, c, h, w) by input name; each image runs on its own.
     """
     from edgecnn.export.tflite import TfliteOptions, to_tflite

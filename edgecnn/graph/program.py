@@ -43,6 +43,10 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
     quantize          float x -> quantized        dequantize  quantized x -> float
     requantize        quantized x -> quantized with other parameters
 
+conv2d and linear may have the attribute `dynamic`, "image", "row" or "pixel": x and the output are float32, w is
+int8, and the runtime quantizes x to int8 itself, with a scale and a zero point from the range (0 included) of each
+image, each row of the last dimension, or the channels of each pixel.
+
 max_pool2d, avg_pool2d, amax, concat, slice, pad, reshape, transpose and resize keep the quantization
 parameters of their input (all inputs of a concat share one set). sigmoid and softmax give scale 1/256,
 zero_point -128; tanh gives scale 1/128, zero_point 0. A quantized network holds hard_swish and hard_sigmoid
@@ -170,6 +174,11 @@ class Program:
     def computes_in_float(self) -> bool:
         """Whether no activation is quantized; weights may be stored in float16 or int8 all the same."""
         return all(tensor.quant is None for tensor in self.tensors.values() if tensor.data is None)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a runtime quantizes activations itself, by scales that the file does not hold."""
+        return any(op.attributes.get("dynamic") for op in self.ops)
 
     def consumers(self) -> dict[str, list[Op]]:
         """Return for each tensor name the ops that read it, in order."""

@@ -1,0 +1,80 @@
+"""Which layers of a dynamic network each runtime quantizes at run time, and over which values.
+
+LiteRT: every convolution without groups over the whole image, one of 1x1 with stride 1 over each pixel (XNNPACK
+computes it as a linear layer; TFLite's own kernel takes the image), a linear layer over each row.
+
+ONNX Runtime: linear layers of LARGE weights and more, over all of the batch. Its ConvInteger takes 1.2 to 3.4 times
+the latency of a float convolution, so that convolutions compute in float with int8 weights, and smaller
+linear layers too, where quantizing takes as long as it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from edgecnn.graph.program import Op, Program
+
+LARGE = 1 << 16
+"""Weights from which a linear layer gains in ONNX Runtime: 512 to 1000 takes 0.58 of float's time, 120 to 84 1.13."""
+
+WHY = {
+    "onnx": "ONNX Runtime's dynamic convolutions are slower than float ones",
+    "tflite": "XNNPACK has no dynamic kernel for depthwise, grouped and transposed ones",
+}
+
+
+def as_computed(program: Program, format: str) -> Program:  # noqa: A002
+    """Return the Program that the runtime of a format computes: `dynamic` says over what, or is gone.
+
+    Args:
+        program: any; one without dynamic layers is returned as it is.
+        format: "onnx" or "tflite".
+    """
+    if not program.is_dynamic:
+        return program
+    over = _over_onnx if format == "onnx" else _over_tflite
+    ops = [_with_values(op, over(program, op)) if op.attributes.get("dynamic") else op for op in program.ops]
+    return replace(program, ops=tuple(ops))
+
+
+def float_layers(program: Program, formats: Sequence[str]) -> list[str]:
+    """Say, for each format, how many layers of a dynamic network compute in float there, and why.
+
+    Args:
+        program: as `build_program` returns it.
+        formats: those written.
+    """
+    if not program.is_dynamic:
+        return []
+    found = []
+    for name in formats:
+        computed = as_computed(program, name)
+        layers = [op for op in computed.ops if op.kind in ("conv2d", "conv_transpose2d", "linear")]
+        left = [op for op in layers if not op.attributes.get("dynamic")]
+        if left:
+            found.append(
+                f"{name}: {len(left)} of {len(layers)} layers compute in float with int8 weights, first "
+                f"{left[0].layer}: {WHY[name]}"
+            )
+    return found
+
+
+def _over_onnx(program: Program, op: Op) -> str | None:
+    weight = program.tensors[op.inputs[1]].data
+    return "image" if op.kind == "linear" and weight is not None and weight.size >= LARGE else None
+
+
+def _over_tflite(program: Program, op: Op) -> str | None:
+    if op.kind == "linear":
+        return "row"
+    kernel, stride = program.tensors[op.inputs[1]].shape[2:], tuple(op.attributes["stride"])
+    is_pointwise = kernel == stride == (1, 1)
+    return "pixel" if is_pointwise else "image"
+
+
+def _with_values(op: Op, over: str | None) -> Op:
+    """Return a dynamic layer that takes its range over these values, or computes in float."""
+    attributes = {key: value for key, value in op.attributes.items() if key != "dynamic"}
+    return replace(op, attributes=MappingProxyType(attributes | ({"dynamic": over} if over else {})))
