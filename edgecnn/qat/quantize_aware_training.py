@@ -133,7 +133,11 @@ class QuantizeAwareTraining(TrainSettings):
     def _static(self) -> QuantizeStatic:
         """Return the pass that calibrates and writes; training takes the place of bias correction."""
         return QuantizeStatic(
-            self.observer, self.weight_observer, self.weight_bits, self.num_samples, bias_correction=False
+            observer=self.observer,
+            weight_observer=self.weight_observer,
+            weight_bits=self.weight_bits,
+            num_samples=self.num_samples,
+            bias_correction=False,
         )
 
     def _distillation(self) -> _SelfDistillation:
