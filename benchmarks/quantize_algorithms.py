@@ -1,6 +1,7 @@
 """What each quantization algorithm gains, on CIFAR-10's JPEG test set, in ONNX Runtime.
 
-    python -m benchmarks.quantize_algorithms [--data DIR] [--cache DIR] [--rows TEXT ...] [resnet20 resnet56]
+    python -m benchmarks.quantize_algorithms [--data DIR] [--cache DIR] [--rows TEXT ...] [--model FILE]
+        [resnet20 resnet56]
 
 Rows are float against int8 from 512 images, from made-up images (data-free: 24 distilled ones), and with
 weights of 4 bits. Those are simulated: no runtime computes a convolution with 4-bit weights, the file holds
@@ -8,7 +9,8 @@ weights of 4 bits. Those are simulated: no runtime computes a convolution with 4
 and, unless they say label-free, to labels: the float network was trained on images without JPEG artefacts,
 so training wins more than the rounding cost. They run only where --rows names them. One row: top-1 of both,
 agreement, SQNR of the logits, CPU seconds of the quantization; for qat also top-1 of the fake-quantized
-network that was trained, in float, whose integers the file has.
+network that was trained, in float, and how often its answers are the file's. --model takes another network
+of that shape, such as one that benchmarks.prune_accuracy tuned on the JPEG images.
 """
 
 from __future__ import annotations
@@ -94,10 +96,10 @@ def outputs(model: Model, x: np.ndarray) -> np.ndarray:
     return np.concatenate([session.run(None, {name: x[i : i + BATCH]})[0] for i in range(0, len(x), BATCH)])
 
 
-def measure(network: str, data: Path, cache: Path, wanted: list[str]) -> None:
+def measure(network: str, data: Path, cache: Path, wanted: list[str], file: str | None) -> None:
     """Print all rows of a network."""
     load = LoadOptions(arch=f"benchmarks.cifar_resnet:{network}", input_shape=(3, 32, 32))
-    model = load_model(str(data / "weights" / CIFAR[network]), load)
+    model = load_model(file) if file else load_model(str(data / "weights" / CIFAR[network]), load)
     train, test = (
         open_dataset(str(source), model.spec.preprocess, class_count=10, labels=model.spec.labels)
         for source in (
@@ -157,12 +159,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "edgecnn-accuracy")
     parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name holds one of these")
+    parser.add_argument("--model", help="a .pt2 of that shape instead of the published weights")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     print("network    quantized with                          float   int8  agree   SQNR CPU seconds")
     for network in arguments.networks:
-        measure(network, arguments.data, arguments.cache, arguments.rows)
+        measure(network, arguments.data, arguments.cache, arguments.rows, arguments.model)
 
 
 if __name__ == "__main__":
