@@ -1,6 +1,6 @@
 """A recipe put together from what the command line says, in the one order that makes sense.
 
-    prune_channels -> fine_tune or distill -> fold_batch_norm -> ... -> quantize_static (or trained so)
+    prune_channels -> fine_tune or distill -> fold_batch_norm -> ... -> quantize_static, or training with it
 
 The quantizing end is that of a shipped recipe (static_wi8_ai8, qat_wi8_ai8, fp16), so that there is one int8.
 """

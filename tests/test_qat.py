@@ -233,27 +233,22 @@ def test_the_files_compute_the_same_integers(net: str) -> None:
     assert compare(expected, found, scales).max_lsb == 0
 
 
-def test_what_was_trained_is_what_the_integers_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scales move to where nothing ties, by less than a hundredth; the outputs by a step or two."""
-    kept: list[Model] = []
-    module = "edgecnn.qat.quantize_aware_training"
-    original = FakeQuantized.read_back
-
-    def spy(self: FakeQuantized, trained: torch.fx.GraphModule) -> Any:
-        kept.append(self.model.with_graph(trained))
-        return original(self, trained)
-
-    monkeypatch.setattr(f"{module}.FakeQuantized.read_back", spy)
-    run = whole_context()
-    after = QuantizeAwareTraining(**QUICK, hard_labels=False).run(nets.folded(NET), run)
+@pytest.mark.parametrize("net", ["residual", "mixed_concat", "hard_swish", "dense", "transposed"])
+def test_what_was_trained_is_what_the_integers_compute(net: str) -> None:
+    """The scales move to where nothing ties, by a hundredth or two; the outputs by a step or two."""
+    run = whole_context(net, labelled=False)
+    step = QuantizeAwareTraining(**QUICK)
+    made, trained = step.trained(nets.folded(net), run)
+    program = build_program(step.written(made, trained, run))
     x = nets.held_out(32)
-    program = build_program(after)
     expected = run_program(program, {program.inputs[0]: x})
-    trained = nets.outputs_of(kept[0].graph, x)
-    named = {public: values for (public, _), values in zip(program.outputs, trained, strict=True)}
-    assert compare(expected, named, output_scales(program)).max_lsb <= 2
+    found = nets.outputs_of(trained.graph, x)
+    named = {public: values for (public, _), values in zip(program.outputs, found, strict=True)}
+    comparison = compare(expected, named, output_scales(program))
+    assert comparison.max_lsb <= 3
+    assert comparison.fraction_within_1_lsb > 0.97
     assert 0 < run.records[2]["largest_scale_change"] < 0.5
-    assert run.records[2]["largest_change_against_ties"] < 0.01
+    assert run.records[2]["largest_change_against_ties"] < 0.02
 
 
 def test_frozen_ranges() -> None:
