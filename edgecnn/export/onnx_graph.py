@@ -108,9 +108,7 @@ class GraphBuilder:
         """Append a node with any number of outputs."""
         where = op.layer.split(" (")[0] or op.output
         name = _first_free(f"{where}/{op_type}", self._node_names)
-        self.nodes.append(
-            helper.make_node(op_type, list(inputs), list(outputs), name=name, **(attributes or {}))
-        )
+        self.nodes.append(helper.make_node(op_type, list(inputs), list(outputs), name=name, **(attributes or {})))
 
     def shifted(self, quant: QuantParams, dtype: str | None = None) -> tuple[Array, Array]:
         """Return scale () or (channels,) float32 and zero point () in `dtype`, the activations' if None."""

@@ -104,9 +104,5 @@ def _quantize_at_run_time(graph: fx.GraphModule, x: fx.Node, layer: fx.Node) -> 
         graph, layer, qd.quantize_per_tensor.tensor, [x, scale, zero_point, *LEVELS, torch.int8], like=layer
     )
     return insert_call(
-        graph,
-        layer,
-        qd.dequantize_per_tensor.tensor,
-        [held, scale, zero_point, *LEVELS, torch.int8],
-        like=layer,
+        graph, layer, qd.dequantize_per_tensor.tensor, [held, scale, zero_point, *LEVELS, torch.int8], like=layer
     )
