@@ -136,7 +136,13 @@ class _Steps:
 
 
 def choose_images(
-    model: Model, sources: Sources, passes: Sequence[Pass], seed: int, progress: Progress
+    model: Model,
+    sources: Sources,
+    passes: Sequence[Pass],
+    seed: int,
+    progress: Progress,
+    *,
+    may_train: bool = False,
 ) -> Images:
     """Open the data and share it out, or make images up from the network.
 
@@ -146,16 +152,17 @@ def choose_images(
         passes: what they need decides who gets how many.
         seed: of the shuffle.
         progress: told about images that are made up.
+        may_train: images to train on are taken even if no pass trains: the accuracy guard may.
 
     Raises:
         DataError: if a source does not fit the network, or a pass needs images or labels that are missing.
     """
     num_samples = max((getattr(step, "num_samples", None) or 0 for step in passes), default=0) or 1
     trainer = next((step for step in passes if is_trained(step)), None)
-    if trainer is None and sources.train_data is not None:
+    if trainer is None and sources.train_data is not None and not may_train:
         raise DataError(
             f"there are images to train on, {_name(sources.train_data)}, but no pass of the recipe trains",
-            hint="add --prune, --distill or --qat, or leave --train-data out",
+            hint="add --prune, --distill, --qat or --max-drop, or leave --train-data out",
         )
     if sources.main is None:
         _refuse_missing(passes)
@@ -164,15 +171,16 @@ def choose_images(
             made_up if trainer is None else replace(made_up, train=_to_train(model, passes, seed, progress))
         )
     dataset = open_images(model, sources.main)
-    if trainer is None:
+    if sources.is_one:
+        if trainer is not None:
+            _check_trainable(model, trainer, passes, dataset)
+            return _share_out(dataset, num_samples, seed)
         calibration = min(num_samples, max(len(dataset) // 2, 1))  # a small set is shared half and half
         held_out = min(_most(dataset), max(len(dataset) - calibration, 1))
         return Images(dataset, split_indices(dataset, calibration, held_out, seed), False)
-    if sources.is_one:
-        _check_trainable(model, trainer, passes, dataset)
-        return _share_out(dataset, num_samples, seed)
     train = open_images(model, sources.train_data)
-    _check_trainable(model, trainer, passes, train)
+    if trainer is not None:
+        _check_trainable(model, trainer, passes, train)
     calibration = min(num_samples, max(len(dataset) // 2, 1))
     held_out = min(_most(dataset), max(len(dataset) - calibration, 1))
     split = split_indices(dataset, calibration, held_out, seed)

@@ -74,8 +74,9 @@ def context_for(name: str, net: str, model: Model) -> PassContext:
 
 
 def accepted(step: Pass, net: str) -> Model:
-    """Return the net as the pass takes it: exported, else prepared for quantization."""
-    for model in (nets.model(net), nets.folded(net)):
+    """Return the net as the pass takes it: exported, prepared for quantization, or in int8."""
+    for form in (nets.model, nets.folded, nets.quantized):
+        model = form(net)
         try:
             step.requires(model)
         except PassError:

@@ -77,10 +77,18 @@ FORMATS = ("onnx", "tflite")
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Fail with exit code 3 if top-1 falls by more.",
+    help="Search for what keeps top-1 within so many points of float; exit code 3 if nothing does.",
 )
 @click.option(
     "--max-latency-ms", type=POSITIVE, metavar="MS", help="Fail with exit code 3 if the median is higher."
+)
+@click.option(
+    "--must-be-faster", is_flag=True, help="Fail with exit code 3 unless every file is faster than float."
+)
+@click.option(
+    "--no-search",
+    is_flag=True,
+    help="Keep the recipe as it is, even if a file is slower or misses --max-drop.",
 )
 @click.option("--max-size-mb", type=POSITIVE, metavar="MB", help="Fail with exit code 3 if a file is larger.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
@@ -170,6 +178,8 @@ def _options(values: Mapping[str, Any], recipe: Recipe) -> CompressOptions:
         max_drop=values["max_drop"],
         max_latency_ms=values["max_latency_ms"],
         max_size_mb=values["max_size_mb"],
+        must_be_faster=values["must_be_faster"],
+        search=not values["no_search"],
         seed=recipe.seed,
         force=values["force"],
         threads=values["threads"],

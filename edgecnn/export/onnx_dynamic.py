@@ -2,8 +2,7 @@
 
     x_q, s, z = DynamicQuantizeLinear(x)      y = MatMulInteger(x_q, w_q, z) (s s_w) + b
 
-which ONNX Runtime fuses into one MatMulIntegerToFloat or DynamicQuantizeMatMul. The range is that of all values
-given: of the batch.
+which ONNX Runtime fuses into one DynamicQuantizeMatMul. The range is that of all values given: of the batch.
 
 Source: ONNX, DynamicQuantizeLinear (opset 11) and MatMulInteger (opset 10).
 """

@@ -4,6 +4,7 @@ A quantized tensor `t` of the Program is the integer value `t` of the file, in t
 
     int8:   q_file = q          zero_point_file = zero_point
     uint8:  q_file = q + 128    zero_point_file = zero_point + 128
+    int16:  like int8, of a Program whose activations are int16
 
 so that scale * (q_file - zero_point_file) is the same real number either way. An operator reads it through a
 DequantizeLinear of its own (a shared one can keep a runtime from fusing either operator) and its result goes
@@ -21,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgecnn.errors import ExportError
+from edgecnn.export.onnx_islands import layers_to_shield
 from edgecnn.graph.program import Array, Op, Program, QuantParams, Tensor
 
 _FLOAT = int(onnx.TensorProto.FLOAT)
@@ -34,7 +36,7 @@ class GraphBuilder:
 
     Args:
         program: the network being written.
-        activation_dtype: "int8" or "uint8", the file's dtype of quantized activations.
+        activation_dtype: "int8", "uint8" or "int16", the file's dtype of quantized activations.
         opset: the ONNX operator set being written.
         kept: tensors that the file must hold under their own name.
 
@@ -45,6 +47,7 @@ class GraphBuilder:
         value_names: the file's name of a tensor that is not called as in the Program.
         absorbed: (tensor made by a requantize that is left out) -> the tensor it requantizes.
         kept: tensors that an output or debug output gives out.
+        shielded: outputs of float layers that ONNX Runtime would quantize.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class GraphBuilder:
         self.value_names: dict[str, str] = {}
         self.absorbed: dict[str, str] = {}
         self.kept = frozenset(kept) | {name for _, name in program.outputs}
+        self.shielded = layers_to_shield(program)
         self._taken: set[str] = set(program.tensors) | {public for public, _ in program.outputs}
         self._node_names: set[str] = set()
         self._shared_names: dict[tuple[str, str, bytes], str] = {}
@@ -108,7 +112,9 @@ class GraphBuilder:
         """Append a node with any number of outputs."""
         where = op.layer.split(" (")[0] or op.output
         name = _first_free(f"{where}/{op_type}", self._node_names)
-        self.nodes.append(helper.make_node(op_type, list(inputs), list(outputs), name=name, **(attributes or {})))
+        self.nodes.append(
+            helper.make_node(op_type, list(inputs), list(outputs), name=name, **(attributes or {}))
+        )
 
     def shifted(self, quant: QuantParams, dtype: str | None = None) -> tuple[Array, Array]:
         """Return scale () or (channels,) float32 and zero point () in `dtype`, the activations' if None."""
@@ -134,6 +140,10 @@ class GraphBuilder:
             return self.dequantize(op, self.value(name), tensor.quant)
         return self.real_parameter(op, tensor)
 
+    def layer_input(self, op: Op, value: str) -> str:
+        """Return the float value that a layer reads, behind a Sum where the layer has to be shielded."""
+        return self.node(op, "Sum", [value]) if op.output in self.shielded else value
+
     def real_parameter(self, op: Op, tensor: Tensor) -> str:
         """Return a float value of a constant kept as it is: int8 weights, int32 biases, float32 anything.
 
@@ -150,7 +160,7 @@ class GraphBuilder:
         scale = np.asarray(tensor.quant.scale, np.float32)
         inputs = [stored, self._shared(f"{tensor.name}/scale", scale)]
         if tensor.dtype != "int32":
-            zero_point = np.full(scale.shape, tensor.quant.zero_point, np.int8)
+            zero_point = np.full(scale.shape, tensor.quant.zero_point, tensor.dtype)
             inputs.append(self._shared(f"{tensor.name}/zero_point", zero_point))
         attributes = {} if tensor.quant.axis is None else {"axis": tensor.quant.axis}
         output = self.unique(f"{tensor.name}/real")
@@ -195,9 +205,9 @@ class GraphBuilder:
         return self._shared(f"{name}/operand", self.shift(tensor.data))
 
     def shift(self, q: Array) -> Array:
-        """Return int8 values in the activation dtype."""
-        if self.activation_dtype == "int8":
-            return q.astype(np.int8)
+        """Return a Program's integers in the activation dtype."""
+        if self.activation_dtype != "uint8":
+            return q.astype(self.activation_dtype)
         return (q.astype(np.int16) + UINT8_SHIFT).astype(np.uint8)
 
     def store(
@@ -235,7 +245,12 @@ class GraphBuilder:
             )
         low, high = integer_bounds(op, tensor.quant)
         final = self.value(op.output)
-        if (low, high) == (-128, 127):
+        if tensor.quant.num_bits == 16 and (low, high) != (tensor.quant.low, tensor.quant.high):
+            bounded = self.unique(f"{op.output}/bounded")  # ONNX Runtime has no 16-bit Clip
+            self._clamp_real(op, real, bounded)
+            self.quantize(op, bounded, quant, final)
+            return
+        if (low, high) == (tensor.quant.low, tensor.quant.high):
             self.quantize(op, real, quant, final)
             return
         self.clip_integers(
@@ -288,7 +303,7 @@ def integer_bounds(op: Op, quant: QuantParams) -> tuple[int, int]:
         (-100, -40)
     """
     low, high = op.attributes.get("clamp") or (None, None)
-    q_low, q_high = -128, 127
+    q_low, q_high = quant.low, quant.high
     if low is not None:
         q_low = int(quant.quantize(np.asarray(low, np.float32)))
     if high is not None:

@@ -64,7 +64,13 @@ def _move(
     extra: list[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append a node that moves op's values, integers or floats, unchanged to other places."""
+    """Append a node that moves op's values, integers or floats, unchanged to other places.
+
+    Of 16-bit integers ONNX Runtime moves floats, as far as it has no kernels for them.
+    """
+    if graph.activation_dtype == "int16" and op_type in ("MaxPool", "Pad", "ReduceMax"):
+        graph.store(op, op_type, [graph.real(op, op.inputs[0]), *(extra or [])], attributes)
+        return
     graph.node(
         op, op_type, [graph.integers(op.inputs[0]), *(extra or [])], graph.value(op.output), attributes
     )
@@ -73,7 +79,8 @@ def _move(
 def _weighted(graph: GraphBuilder, op: Op) -> list[str]:
     """Return the float values of x, w and the bias if there is one."""
     x, *parameters = op.inputs
-    return [graph.real(op, x), *(graph.real_parameter(op, graph.tensor(name)) for name in parameters)]
+    value = graph.layer_input(op, graph.real(op, x))
+    return [value, *(graph.real_parameter(op, graph.tensor(name)) for name in parameters)]
 
 
 def _conv_attributes(graph: GraphBuilder, op: Op) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def _conv2d(graph: GraphBuilder, op: Op) -> None:
 
 def _conv_transpose2d(graph: GraphBuilder, op: Op) -> None:
     kernel = graph.tensor(op.inputs[1]).data
-    if _is_quantized(graph, op) and kernel is not None:
+    if _is_quantized(graph, op) and kernel is not None and graph.activation_dtype != "int16":
         write_phases(graph, op, kernel)
         return
     output_padding = _ints(op.attributes["output_padding"])
@@ -127,7 +134,7 @@ def _rows(graph: GraphBuilder, op: Op) -> list[str]:
     x = graph.tensor(op.inputs[0])
     shape = graph.constant(f"{op.output}/rows_shape", _shape((-1, x.shape[-1])))
     rows = graph.node(op, "Reshape", [graph.integers(x.name), shape])
-    real = rows if x.quant is None else graph.dequantize(op, rows, x.quant)
+    real = graph.layer_input(op, rows if x.quant is None else graph.dequantize(op, rows, x.quant))
     return [real, *(graph.real_parameter(op, graph.tensor(name)) for name in op.inputs[1:])]
 
 
@@ -152,6 +159,8 @@ def _clamp(graph: GraphBuilder, op: Op) -> None:
     x, y = graph.tensor(op.inputs[0]), graph.tensor(op.output)
     if x.quant is None or y.quant is None:
         graph.store(op, "Clamp", [graph.real(op, x.name)])
+    elif y.quant.num_bits == 16:
+        graph.store_quantized(op, graph.real(op, x.name))
     elif same_params(x.quant, y.quant):
         graph.clip_integers(op, graph.integers(x.name), integer_bounds(op, y.quant))
     else:
@@ -323,7 +332,7 @@ def _pad(graph: GraphBuilder, op: Op) -> None:
     before, after = zip(*op.attributes["pads"], strict=True)
     value = np.asarray(op.attributes["value"], np.float32)
     quant = graph.tensor(op.output).quant
-    if quant is not None:
+    if quant is not None and quant.num_bits == 8:
         value = graph.shift(quant.quantize(value))
     pads = graph.constant(f"{op.output}/pads", _shape((*before, *after)))
     _move(graph, op, "Pad", [pads, graph.constant(f"{op.output}/pad_value", value)])

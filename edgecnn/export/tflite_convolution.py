@@ -163,4 +163,11 @@ def bias_parameters(lowering: Lowering, op: Op, c_out: int) -> tuple[Array, Quan
 
 def _bias(lowering: Lowering, op: Op, c_out: int) -> int:
     name = op.inputs[2] if len(op.inputs) > 2 else f"{op.inputs[1]}/zero_bias"
-    return lowering.constant(name, *bias_parameters(lowering, op, c_out))
+    data, quant = bias_parameters(lowering, op, c_out)
+    x = lowering.tensor(op.inputs[0]).quant
+    return lowering.constant(name, data if quant is None else data.astype(bias_dtype(x)), quant)
+
+
+def bias_dtype(quant: QuantParams | None) -> type[np.signedinteger[Any]]:
+    """Return the type of a bias beside an input with these parameters: 16-bit kernels take int64."""
+    return np.int64 if quant is not None and quant.num_bits == 16 else np.int32

@@ -1,5 +1,8 @@
 """Every integer that a file computes on the way: its intermediate tensors made outputs, and run.
 
+Values in float are left as they are on the way: made outputs, they would be computed differently, since
+runtimes fuse an operator with what follows only where nobody else reads its result.
+
 Slower than the file itself and only for finding out where two executions part.
 """
 
@@ -15,18 +18,28 @@ from edgecnn.runner.runtimes import import_runtime
 
 
 def traceable(program: Program) -> tuple[str, ...]:
-    """Return the names of the quantized activations, of all of a dynamic Program, in execution order."""
+    """Return the quantized activations, of a dynamic Program all but its outputs, in execution order."""
     if program.is_dynamic:
-        public = {name for name, _ in program.outputs}
-        return tuple(op.output for op in program.ops if op.output not in public)
+        given_out = {name for output in program.outputs for name in output}
+        return tuple(op.output for op in program.ops if op.output not in given_out)
     return tuple(op.output for op in program.ops if program.tensors[op.output].quant is not None)
 
 
+def float_outputs(program: Program) -> dict[str, str]:
+    """Return tensor -> public name of the outputs that are made in float."""
+    makers = {op.output: op.kind for op in program.ops}
+    return {
+        name: public
+        for public, name in program.outputs
+        if program.tensors[name].quant is None and makers.get(name, "dequantize") != "dequantize"
+    }
+
+
 def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: str) -> dict[str, Array]:
-    """Return every quantized activation as ONNX Runtime computes it, int8 in PyTorch's order.
+    """Return every quantized activation as ONNX Runtime computes it, int8, and outputs made in float.
 
     Args:
-        program: quantized, or dynamic, of which every activation is given in float32.
+        program: quantized, or dynamic, of which every activation and output is given in float32.
         feeds: float32 (n, c, h, w) by input name.
         activation_dtype: of the file, "uint8" or "int8".
     """
@@ -41,21 +54,22 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    values = session.run(list(names), dict(feeds))
-    if program.is_dynamic:
-        return dict(zip(names, values, strict=True))
+    real = float_outputs(program)
+    values = dict(zip((*names, *real), session.run([*names, *real.values()], dict(feeds)), strict=True))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
         name: (value.astype(np.int16) - shift).astype(np.int8)
-        for name, value in zip(names, values, strict=True)
+        if value.dtype in (np.int8, np.uint8)
+        else value
+        for name, value in values.items()
     }
 
 
 def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return every quantized activation as LiteRT computes it, int8 in PyTorch's order.
+    """Return every quantized activation as LiteRT computes it, int8, and outputs made in float.
 
     Args:
-        program: quantized, or dynamic, of which every activation is given in float32.
+        program: quantized, or dynamic, of which every activation and output is given in float32.
         feeds: float32 (n, c, h, w) by input name; each image runs on its own.
     """
     from edgecnn.export.tflite import TfliteOptions, to_tflite
@@ -64,10 +78,16 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
     file = to_tflite(program, TfliteOptions(debug_outputs=names))
     interpreter = import_runtime("litert").Interpreter(model_content=file.data, num_threads=1)
     interpreter.allocate_tensors()
-    details = interpreter.get_output_details()[len(program.outputs) :]
+    given = interpreter.get_output_details()
+    outputs, details = given[: len(program.outputs)], given[len(program.outputs) :]
     if len(details) != len(names):
         raise ExportError(f"the traced file has {len(details)} further outputs, expected {len(names)}")
-    rows: list[list[Array]] = [[] for _ in names]
+    read = {n: (d["index"], file.layouts[n]) for n, d in zip(names, details, strict=True)}
+    real = float_outputs(program)
+    for (public, name), detail in zip(program.outputs, outputs, strict=True):
+        if name in real:
+            read[name] = (detail["index"], file.layouts[public])
+    rows: dict[str, list[Array]] = {name: [] for name in read}
     inputs = {d["name"]: d for d in interpreter.get_input_details()}
     for index in range(len(next(iter(feeds.values())))):
         for name, value in feeds.items():
@@ -76,7 +96,7 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
             detail = next((d for key, d in inputs.items() if name in key), interpreter.get_input_details()[0])
             interpreter.set_tensor(detail["index"], np.ascontiguousarray(stored))
         interpreter.invoke()
-        for row, name, detail in zip(rows, names, details, strict=True):
-            value = interpreter.get_tensor(detail["index"])
-            row.append(value.transpose(0, 3, 1, 2) if file.layouts[name] == "nhwc" else value)
-    return {name: np.concatenate(row) for name, row in zip(names, rows, strict=True)}
+        for name, (place, layout) in read.items():
+            value = interpreter.get_tensor(place)
+            rows[name].append(value.transpose(0, 3, 1, 2) if layout == "nhwc" else value)
+    return {name: np.concatenate(row) for name, row in rows.items()}

@@ -1,6 +1,6 @@
 """The pass `quantize_dynamic`: int8 weights, activations quantized to int8 by the runtime, image by image.
 
-    s = (max(x, 0) - min(x, 0)) / 255      x_q = round(x / s) + z      acc = sum (x_q - z) w_q      y = s s_w acc + b
+    s = (max(x, 0) - min(x, 0)) / 255     x_q = round(x / s) + z     y = s s_w sum (x_q - z) w_q + b
 
 The range is that of the very image, so nothing is calibrated and nothing saturates; what stands between two
 layers stays float32. Dense convolutions and linear layers are marked so; other weights (depthwise, grouped,
@@ -99,10 +99,8 @@ def _quantize_at_run_time(graph: fx.GraphModule, x: fx.Node, layer: fx.Node) -> 
     """Insert choose_qparams, quantize and dequantize of `x` ahead of `layer` and return the last."""
     arguments: list[Any] = [x, *LEVELS, SMALLEST_SCALE, torch.int8]
     chosen = insert_call(graph, layer, qd.choose_qparams.tensor, arguments, like=layer)
-    scale, zero_point = (insert_call(graph, layer, operator.getitem, [chosen, i], like=layer) for i in (0, 1))
-    held = insert_call(
-        graph, layer, qd.quantize_per_tensor.tensor, [x, scale, zero_point, *LEVELS, torch.int8], like=layer
-    )
-    return insert_call(
-        graph, layer, qd.dequantize_per_tensor.tensor, [held, scale, zero_point, *LEVELS, torch.int8], like=layer
-    )
+    parameters = [insert_call(graph, layer, operator.getitem, [chosen, i], like=layer) for i in (0, 1)]
+    held = x
+    for target in (qd.quantize_per_tensor.tensor, qd.dequantize_per_tensor.tensor):
+        held = insert_call(graph, layer, target, [held, *parameters, *LEVELS, torch.int8], like=layer)
+    return held

@@ -3,8 +3,8 @@
     s = (max(x, 0) - min(x, 0)) / 255          z = round(-128 - min(x, 0) / s)
     x_q = clamp(round(x / s) + z, -128, 127)   x~ = s (x_q - z)
 
-over each image, row or pixel. Of -128 - min / s and 127 - max / s the one nearer to its end of the range is rounded,
-as XNNPACK does; ONNX Runtime's DynamicQuantizeLinear rounds the first, with zero points 128 higher.
+over each image, row or pixel. Of -128 - min / s and 127 - max / s the one nearer to its end of the range is
+rounded, as XNNPACK does; ONNX Runtime's DynamicQuantizeLinear rounds the first, with zero points 128 higher.
 
 Source: XNNPACK, xnn_f32_qd8_asymmetric_quantization_params; ONNX, DynamicQuantizeLinear (opset 11).
 """
@@ -29,9 +29,9 @@ def held_at_run_time(x: Array, over: str) -> Array:
     Returns:
         float32 of x's shape.
 
-    Example: 0 to 2.55 in steps of 0.01; 0.014 becomes 0.01.
-        >>> held_at_run_time(np.float32([[0.0, 0.014, 2.55]]), "row").round(4).tolist()
-        [[0.0, 0.01, 2.55]]
+    Example: 0 to 255 in steps of 1.
+        >>> held_at_run_time(np.float32([[0.0, 1.4, 255.0]]), "row").tolist()
+        [[0.0, 1.0, 255.0]]
     """
     axes = {"image": tuple(range(1, x.ndim)), "row": (x.ndim - 1,), "pixel": (1,)}[over]
     low = np.minimum(x.min(axis=axes, keepdims=True), np.float32(0))

@@ -126,9 +126,7 @@ def narrow_weights(model: Model, dtype: str, num_bits: int = 8) -> Model:
     return work.with_graph(finish(work.graph))
 
 
-def _as_int8(
-    graph: fx.GraphModule, node: fx.Node, values: torch.Tensor, axis: int, num_bits: int
-) -> fx.Node:
+def _as_int8(graph: fx.GraphModule, node: fx.Node, values: torch.Tensor, axis: int, num_bits: int) -> fx.Node:
     """Add an int8 weight and its conversion to float32."""
     given = values.numpy()
     scales = weight_scales(given, axis, num_bits=num_bits, minimize_mse=False)
