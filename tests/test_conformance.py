@@ -29,7 +29,7 @@ KEEPS_THE_FUNCTION = {"fold_batch_norm", "decompose_activations", "averages_to_c
 """Passes whose outputs are the same up to float rounding."""
 
 
-TRAINS = ("fine_tune", "distill")
+TRAINS = ("fine_tune", "distill", "quantize_aware_training")
 TRAINED_NETS = list(nets.NETS)[::5]
 """Training takes seconds, so every fifth net stands for all."""
 

@@ -184,7 +184,7 @@ def test_the_trace_finds_the_layer_that_computes_something_else(monkeypatch: pyt
 def test_a_file_that_computes_something_else_is_refused(
     tmp_path: Path, examples_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sentence = importlib.import_module("edgecnn.compress")
+    sentence = importlib.import_module("edgecnn.making")
     written = sentence.write_model
 
     def cut_off(program: Program, kind: str, *rest: object) -> object:

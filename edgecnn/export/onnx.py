@@ -54,6 +54,7 @@ class OnnxOptions:
         metadata: written into the file's metadata_props.
         debug_outputs: Program tensors that the file also gives out, quantized ones as raw integers in
             `activation_dtype`.
+        align: widen channels of a uint8 file to what ONNX Runtime's kernels on x86 work in.
 
     Raises:
         ExportError: a value that is not one of those above.
@@ -64,6 +65,7 @@ class OnnxOptions:
     opset: int = MIN_OPSET
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     debug_outputs: tuple[str, ...] = ()
+    align: bool = True
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in ("uint8", "int8"):
@@ -107,7 +109,7 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
     dtype, opset = options.activation_dtype, options.opset
     if program.activation_bits == 16:
         dtype, opset = "int16", max(opset, INT16_OPSET)
-    elif dtype == "uint8":  # for x86
+    elif options.align and dtype == "uint8":  # for x86
         program = align_channels(program, options.debug_outputs)
     graph = GraphBuilder(program, dtype, opset, options.debug_outputs)
     boundary = Boundary(graph, options.io, frozenset(options.debug_outputs))

@@ -76,7 +76,7 @@ class Boundary:
             raise ExportError(
                 f"{graph.program.name}: input {name!r} is not quantized on entry, "
                 f"expected one quantize for {self.io} inputs",
-                hint="write the file with float32 inputs and outputs",
+                hint="write the file with float32 inputs and outputs, or leave the layer there in int8",
             )
         if graph.tensor(name).quant is not None:
             self._bind_integers(Op("input", (name,), name, layer=f"input {name}"), name, quant)
@@ -106,7 +106,7 @@ class Boundary:
             raise ExportError(
                 f"{program.name}: output {public!r} is made by no dequantize, "
                 f"expected one for {self.io} outputs",
-                hint="write the file with float32 inputs and outputs",
+                hint="write the file with float32 inputs and outputs, or leave the layer there in int8",
             )
         if not program.consumers()[name] and name not in self._kept:
             self.replaced.add(name)

@@ -79,7 +79,8 @@ def _move(
 def _weighted(graph: GraphBuilder, op: Op) -> list[str]:
     """Return the float values of x, w and the bias if there is one."""
     x, *parameters = op.inputs
-    return [graph.real(op, x), *(graph.real_parameter(op, graph.tensor(name)) for name in parameters)]
+    value = graph.layer_input(op, graph.real(op, x))
+    return [value, *(graph.real_parameter(op, graph.tensor(name)) for name in parameters)]
 
 
 def _conv_attributes(graph: GraphBuilder, op: Op) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _rows(graph: GraphBuilder, op: Op) -> list[str]:
     x = graph.tensor(op.inputs[0])
     shape = graph.constant(f"{op.output}/rows_shape", _shape((-1, x.shape[-1])))
     rows = graph.node(op, "Reshape", [graph.integers(x.name), shape])
-    real = rows if x.quant is None else graph.dequantize(op, rows, x.quant)
+    real = graph.layer_input(op, rows if x.quant is None else graph.dequantize(op, rows, x.quant))
     return [real, *(graph.real_parameter(op, graph.tensor(name)) for name in op.inputs[1:])]
 
 

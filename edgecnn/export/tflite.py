@@ -165,7 +165,7 @@ class _Boundary:
                 raise ExportError(
                     f"output '{public}' of '{program.name}' is float32 (made by {kind}), expected an int8"
                     f" tensor for {self.io} inputs and outputs",
-                    hint="write the file with float32 inputs and outputs",
+                    hint="write the file with float32 inputs and outputs, or leave the layer there in int8",
                 )
             if not self._consumers[name]:
                 self.skipped.add(name)
@@ -195,7 +195,7 @@ class _Boundary:
             raise ExportError(
                 f"input '{name}' of '{lowering.program.name}' is read as float32 by {', '.join(kinds)},"
                 f" expected one quantize for {self.io} inputs and outputs",
-                hint="quantize the network first, or write the file with float32 inputs and outputs",
+                hint="write the file with float32 inputs and outputs, or leave the layer there in int8",
             )
         shape = stored_shape(tensor.shape, order)
         index = int8 = lowering.graph.add_tensor(name, shape, self.io, self._io_quant(quant))

@@ -1,5 +1,8 @@
 """Every integer that a file computes on the way: its intermediate tensors made outputs, and run.
 
+Values in float are left as they are on the way: made outputs, they would be computed differently, since
+runtimes fuse an operator with what follows only where nobody else reads its result.
+
 Slower than the file itself and only for finding out where two executions part.
 """
 
@@ -22,8 +25,18 @@ def traceable(program: Program) -> tuple[str, ...]:
     return tuple(op.output for op in program.ops if program.tensors[op.output].quant is not None)
 
 
+def float_outputs(program: Program) -> dict[str, str]:
+    """Return tensor -> public name of the outputs that are made in float."""
+    makers = {op.output: op.kind for op in program.ops}
+    return {
+        name: public
+        for public, name in program.outputs
+        if program.tensors[name].quant is None and makers.get(name, "dequantize") != "dequantize"
+    }
+
+
 def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: str) -> dict[str, Array]:
-    """Return every quantized activation as ONNX Runtime computes it, int8 in PyTorch's order.
+    """Return every quantized activation as ONNX Runtime computes it, int8, and outputs made in float.
 
     Args:
         program: quantized, or dynamic, of which every activation and output is given in float32.
@@ -41,20 +54,19 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    if program.is_dynamic:
-        public = [name for name, _ in program.outputs]
-        found = session.run([*public, *names], dict(feeds))
-        return dict(zip([*(name for _, name in program.outputs), *names], found, strict=True))
-    values = session.run(list(names), dict(feeds))
+    real = float_outputs(program)
+    values = dict(zip((*names, *real), session.run([*names, *real.values()], dict(feeds)), strict=True))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
-        name: value if value.dtype == np.int16 else (value.astype(np.int16) - shift).astype(np.int8)
-        for name, value in zip(names, values, strict=True)
+        name: (value.astype(np.int16) - shift).astype(np.int8)
+        if value.dtype in (np.int8, np.uint8)
+        else value
+        for name, value in values.items()
     }
 
 
 def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return every quantized activation as LiteRT computes it, int8 in PyTorch's order.
+    """Return every quantized activation as LiteRT computes it, int8, and outputs made in float.
 
     Args:
         program: quantized, or dynamic, of which every activation and output is given in float32.
@@ -66,15 +78,16 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
     file = to_tflite(program, TfliteOptions(debug_outputs=names))
     interpreter = import_runtime("litert").Interpreter(model_content=file.data, num_threads=1)
     interpreter.allocate_tensors()
-    details = interpreter.get_output_details()[len(program.outputs) :]
-    layouts = dict(file.layouts)
-    if program.is_dynamic:
-        details = interpreter.get_output_details()
-        layouts.update({name: file.layouts[public] for public, name in program.outputs})
-        names = (*(name for _, name in program.outputs), *names)
+    given = interpreter.get_output_details()
+    outputs, details = given[: len(program.outputs)], given[len(program.outputs) :]
     if len(details) != len(names):
         raise ExportError(f"the traced file has {len(details)} further outputs, expected {len(names)}")
-    rows: list[list[Array]] = [[] for _ in names]
+    read = {n: (d["index"], file.layouts[n]) for n, d in zip(names, details, strict=True)}
+    real = float_outputs(program)
+    for (public, name), detail in zip(program.outputs, outputs, strict=True):
+        if name in real:
+            read[name] = (detail["index"], file.layouts[public])
+    rows: dict[str, list[Array]] = {name: [] for name in read}
     inputs = {d["name"]: d for d in interpreter.get_input_details()}
     for index in range(len(next(iter(feeds.values())))):
         for name, value in feeds.items():
@@ -83,7 +96,7 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
             detail = next((d for key, d in inputs.items() if name in key), interpreter.get_input_details()[0])
             interpreter.set_tensor(detail["index"], np.ascontiguousarray(stored))
         interpreter.invoke()
-        for row, name, detail in zip(rows, names, details, strict=True):
-            value = interpreter.get_tensor(detail["index"])
-            row.append(value.transpose(0, 3, 1, 2) if layouts[name] == "nhwc" else value)
-    return {name: np.concatenate(row) for name, row in zip(names, rows, strict=True)}
+        for name, (place, layout) in read.items():
+            value = interpreter.get_tensor(place)
+            rows[name].append(value.transpose(0, 3, 1, 2) if layout == "nhwc" else value)
+    return {name: np.concatenate(row) for name, row in rows.items()}

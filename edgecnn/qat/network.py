@@ -77,6 +77,7 @@ class FakeQuantized:
     Attributes:
         model: to be trained; its weights have the names they had.
         calibrated: what it was made from.
+        learns_scales: whether step sizes are trained.
         slot_scales: slot root -> name of its scale, (1,).
         weight_scales: layer -> name of its weight's scales, (c_out,) or (1,).
         smallest: name of a scale -> what a smaller one counts as.
@@ -84,6 +85,7 @@ class FakeQuantized:
 
     model: Model
     calibrated: Calibrated
+    learns_scales: bool
     slot_scales: dict[fx.Node, str] = field(default_factory=dict)
     weight_scales: dict[fx.Node, str] = field(default_factory=dict)
     smallest: dict[str, float] = field(default_factory=dict)
@@ -103,10 +105,11 @@ class FakeQuantized:
             for constant in constants_of(layer):
                 fetch(graph, constant).copy_(values[str(constant.target)])
         by_root = self.calibrated.by_root
-        for root, name in self.slot_scales.items():
-            scale = float(values[name].clamp_min(self.smallest[name]))
-            by_root[root] = (scale, by_root[root][1])
-        remove_ties(self.calibrated.slots, by_root, self.calibrated.mean_counts, nearest=True)
+        if self.learns_scales:  # else they have no ties already
+            for root, name in self.slot_scales.items():
+                scale = float(values[name].clamp_min(self.smallest[name]))
+                by_root[root] = (scale, by_root[root][1])
+            remove_ties(self.calibrated.slots, by_root, self.calibrated.mean_counts, nearest=True)
         return {layer: self._scales(graph, layer, values) for layer in self.weight_scales}
 
     def _scales(
@@ -130,8 +133,8 @@ def make_fake_quantized(calibrated: Calibrated, step: QuantizeStatic, *, learn_s
         learn_scales: whether step sizes are trained.
     """
     graph = copy_graph(calibrated.model.graph)
-    made = FakeQuantized(calibrated.model.with_graph(graph), calibrated)
-    builder = _Builder(graph, made, step, learn_scales)
+    made = FakeQuantized(calibrated.model.with_graph(graph), calibrated, learn_scales)
+    builder = _Builder(graph, made, step)
     builder.add_slot_scales()
     for layer in calibrated.model.graph.graph.nodes:
         if layer in calibrated.layers:
@@ -152,13 +155,11 @@ def constants_of(layer: fx.Node) -> Iterator[fx.Node]:
 class _Builder:
     """Edits the copy of a graph; nodes of the original stand for those of the same name in the copy."""
 
-    def __init__(
-        self, graph: fx.GraphModule, made: FakeQuantized, step: QuantizeStatic, learn_scales: bool
-    ) -> None:
+    def __init__(self, graph: fx.GraphModule, made: FakeQuantized, step: QuantizeStatic) -> None:
         self._graph = graph
         self._made = made
         self._step = step
-        self._learn = learn_scales
+        self._learn = made.learns_scales
         self._nodes = {node.name: node for node in graph.graph.nodes}
         self._shapes = infer_shapes(made.calibrated.model)
         self._slots = made.calibrated.slots

@@ -59,9 +59,11 @@ class QuantizeAwareTraining(TrainSettings):
     __doc__ = (__doc__ or "") + (TrainSettings.__doc__ or "").partition("Attributes:\n")[2]
 
     epochs: float = 2.0
-    learning_rate: float = 0.002
+    learning_rate: float = 2e-4
     weight_decay: float = 0.0
+    batch_size: int = 64
     ema_decay: float | None = 0.99
+    clip_norm: float | None = 10.0
     precision: Precision = "float32"
     method: Method = "lsq"
     observer: str = "mse"
@@ -97,15 +99,29 @@ class QuantizeAwareTraining(TrainSettings):
         require_folded(model, self.name)
 
     def run(self, model: Model, context: PassContext) -> Model:
-        """Return the model with quantize/dequantize nodes and the trained integers."""
+        """Return the model with quantize/dequantize nodes and trained integers."""
+        return self.written(*self.trained(model, context), context)
+
+    def trained(self, model: Model, context: PassContext) -> tuple[FakeQuantized, Model]:
+        """Return the network that was trained, as it was made and as it became: still in float.
+
+        Raises:
+            PassError: if something is missing to train with, or the loss is not finite.
+            DataError: if the images cannot train this network.
+        """
         step = self._static()
         calibrated = step.calibrated(model, context)
-        started = dict(calibrated.by_root)
         made = make_fake_quantized(calibrated, step, learn_scales=self.method == "lsq")
-        trained = self._distillation().run(made.model, context)
+        return made, self._distillation().run(made.model, context)
+
+    def written(self, made: FakeQuantized, trained: Model, context: PassContext) -> Model:
+        """Return the integers of a network that was trained; `made` is used up."""
+        calibrated = made.calibrated
+        started = dict(calibrated.by_root)
         scales = made.read_back(trained.graph)
         context.records.append(self._describe(made, trained, started))
-        return trained.with_graph(step.write(calibrated, scales)).with_warning(*calibrated.warnings)
+        graph = self._static().write(calibrated, scales)
+        return trained.with_graph(graph).with_warning(*calibrated.warnings)
 
     def ensures(self, before: Model, after: Model) -> None:
         """Check that every layer reads integer weights, and that their scales are finite."""
@@ -117,7 +133,11 @@ class QuantizeAwareTraining(TrainSettings):
     def _static(self) -> QuantizeStatic:
         """Return the pass that calibrates and writes; training takes the place of bias correction."""
         return QuantizeStatic(
-            self.observer, self.weight_observer, self.weight_bits, self.num_samples, bias_correction=False
+            observer=self.observer,
+            weight_observer=self.weight_observer,
+            weight_bits=self.weight_bits,
+            num_samples=self.num_samples,
+            bias_correction=False,
         )
 
     def _distillation(self) -> _SelfDistillation:

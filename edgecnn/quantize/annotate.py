@@ -1,7 +1,8 @@
 """Which values of a graph are held in int8, and which of them share their parameters.
 
 Each held value belongs to a slot; a slot has one (scale, zero_point). SHARED operators join the slots of
-their input and output (union-find); a concat joins all its inputs.
+their input and output (union-find); a concat joins all its inputs. Where some layers compute in float
+(`float_layers`), their values are held only for the integer operators that read them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
-from edgecnn.graph.nodes import argument, aten, layer_name, pair
-from edgecnn.quantize.scheme import CLAMPS, POOL_TO_MEAN, POOL_TO_MEAN_SPEC, SCHEME, Holds, OpSpec
+from edgecnn.graph.nodes import argument, aten, layer_name
+from edgecnn.quantize.float_layers import FloatPlan, is_size
+from edgecnn.quantize.scheme import CLAMPS, Holds
+from edgecnn.quantize.scheme import fuses_into_clamp as fuses_into_clamp
+from edgecnn.quantize.scheme import spec_of as spec_of
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Slots:
         sources: nodes whose values must be observed: SHARED ones only repeat values already seen.
         fixed: slot root -> (scale, zero_point) prescribed by the operator.
         conversions: (producer, consumer) edges on which a value changes its parameters.
+        floats: what computes in float; such a value, and the input's, is held on its way into int8 alone.
     """
 
     held: list[fx.Node] = field(default_factory=list)
@@ -32,6 +37,7 @@ class Slots:
     fixed: dict[fx.Node, tuple[float, int]] = field(default_factory=dict)
     conversions: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     parent: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    floats: FloatPlan = field(default_factory=FloatPlan)
 
     def root(self, node: fx.Node) -> fx.Node:
         """Return the node that stands for this node's slot."""
@@ -44,6 +50,11 @@ class Slots:
         """Open a slot for a value."""
         self.parent[node] = node
 
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return who reads a held value in int8."""
+        is_real = node in self.floats.nodes or (node.op == "placeholder" and bool(self.floats.nodes))
+        return [u for u in node.users if not is_size(u) and (not is_real or self.floats.reads_int8(u))]
+
     def join(self, a: fx.Node, b: fx.Node) -> None:
         """Put two values into one slot; prescribed parameters, which may not differ, become those of both."""
         first, second = self.root(a), self.root(b)
@@ -54,43 +65,37 @@ class Slots:
             self.fixed[first] = self.fixed[second]
 
 
-def spec_of(node: fx.Node) -> OpSpec | None:
-    """Return how a node is quantized, None for a node the scheme does not know."""
-    if node.target is POOL_TO_MEAN:
-        return POOL_TO_MEAN_SPEC[pair(node.args[1]) == (1, 1)]
-    return SCHEME.get(node.target)
-
-
-def fuses_into_clamp(node: fx.Node) -> bool:
-    """Whether only the clamp after this node is held."""
-    spec = spec_of(node)
-    users = list(node.users)
-    return spec is not None and spec.fuses_clamp and len(users) == 1 and users[0].target in CLAMPS
-
-
-def assign_slots(graph: fx.GraphModule) -> Slots:
+def assign_slots(graph: fx.GraphModule, floats: FloatPlan | None = None) -> Slots:
     """Return the slots of an exported float graph whose batch norms are folded.
+
+    Args:
+        graph: float.
+        floats: what computes in float; nothing for None.
 
     Raises:
         UnsupportedOpError: naming the first layer and operator that the scheme does not know.
     """
-    slots = Slots()
+    slots = Slots(floats=floats or FloatPlan())
     live: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             live.add(node)
-            _hold(slots, node, source=True)
+            if slots.readers(node) or not slots.floats.nodes:
+                _hold(slots, node, source=True)
         elif node.op == "call_function" and any(n in live for n in node.all_input_nodes):
-            if _is_size(node):
+            if is_size(node):
                 continue
             live.add(node)
-            _annotate(slots, node, live)
+            if node not in slots.floats.nodes:
+                _annotate(slots, node, live)
+            elif slots.readers(node) and not fuses_into_clamp(node) and not _gives_list(node):
+                _hold(slots, node, source=True)
     return slots
 
 
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node reads a shape rather than values."""
-    return "sym_size" in str(node.target)
+def _gives_list(node: fx.Node) -> bool:
+    """Whether a node gives several values, which others pick from."""
+    return any(user.target is operator.getitem for user in node.users)
 
 
 def _hold(slots: Slots, node: fx.Node, *, source: bool) -> None:
@@ -108,7 +113,6 @@ def _annotate(slots: Slots, node: fx.Node, live: set[fx.Node]) -> None:
             hint="`edgecnn inspect MODEL` lists every operator that has no lowering",
         )
     inputs = [n for n in node.all_input_nodes if n in live]
-    gives_list = any(user.target is operator.getitem for user in node.users)
     if node.target in CLAMPS and fuses_into_clamp(inputs[0]):
         _hold(slots, node, source=True)
         return
@@ -123,7 +127,7 @@ def _annotate(slots: Slots, node: fx.Node, live: set[fx.Node]) -> None:
         _annotate_concat(slots, node, inputs)
         return
     slots.add(node)
-    if not gives_list:
+    if not _gives_list(node):
         slots.held.append(node)
     if _pads_with_number(node):
         slots.sources.append(node)

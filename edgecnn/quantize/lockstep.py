@@ -105,7 +105,7 @@ class LayerPair:
 
 
 def layer_pairs(float_graph: fx.GraphModule, graph: fx.GraphModule) -> list[LayerPair]:
-    """Return every layer with weights in both graphs, in execution order.
+    """Return every layer with integer weights in both graphs, in execution order.
 
     Args:
         float_graph: what was quantized.
@@ -115,8 +115,8 @@ def layer_pairs(float_graph: fx.GraphModule, graph: fx.GraphModule) -> list[Laye
     pairs = []
     for node in graph.graph.nodes:
         spec = spec_of(node) if node.op == "call_function" else None
-        if spec is None or spec.weight_axis is None:
-            continue
+        if spec is None or spec.weight_axis is None or is_constant(argument(node, 1, "weight")):
+            continue  # the last is a layer left in float
         float_node = by_name[node.name]
         end = next(iter(float_node.users)) if fuses_into_clamp(float_node) else float_node
         pairs.append(LayerPair(float_node, node, end, clamp_bounds(end)))

@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from edgecnn.graph.nodes import aten
+from torch import fx
+
+from edgecnn.graph.nodes import aten, pair
 
 
 class Holds(Enum):
@@ -131,3 +133,17 @@ CLAMPS: frozenset[Any] = frozenset(
 POOL_TO_MEAN = aten.adaptive_avg_pool2d.default
 """Averages over the whole image when its size is 1: then OWN like a mean, else SHARED like a pool."""
 POOL_TO_MEAN_SPEC = {True: _OWN, False: _SHARED}
+
+
+def spec_of(node: fx.Node) -> OpSpec | None:
+    """Return how a node is quantized, None for a node the scheme does not know."""
+    if node.target is POOL_TO_MEAN:
+        return POOL_TO_MEAN_SPEC[pair(node.args[1]) == (1, 1)]
+    return SCHEME.get(node.target)
+
+
+def fuses_into_clamp(node: fx.Node) -> bool:
+    """Whether only the clamp after this node is held."""
+    spec = spec_of(node)
+    users = list(node.users)
+    return spec is not None and spec.fuses_clamp and len(users) == 1 and users[0].target in CLAMPS

@@ -4,6 +4,7 @@
 
 The graph keeps PyTorch operators between quantize and dequantize nodes (it can be run, saved and trained
 further); the integers of weights and biases are buffers. Everything that is exported reads them from here.
+Layers named in `float_layers` keep their float weights, and their values are quantized only for int8 readers.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias
 correction).
@@ -11,7 +12,7 @@ correction).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ from edgecnn.quantize.annotate import Slots, assign_slots, spec_of
 from edgecnn.quantize.bias import batch_norm_means, correct_in_order
 from edgecnn.quantize.calibrate import Statistics, calibrate, calibration_batches
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
+from edgecnn.quantize.float_layers import FloatPlan, is_fused_clamp, match_layers, plan_float
 from edgecnn.quantize.lockstep import affordable_images
 from edgecnn.quantize.observers import OBSERVERS, make_observer
 from edgecnn.quantize.parameters import activation_parameters
@@ -69,15 +71,19 @@ class Calibrated:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know about the calibration."""
-        dead = [layer_name(n) for n, found in self.statistics.ranges.items() if found == (0.0, 0.0)]
-        if not dead:
-            return ()
-        named = ", ".join(dead[:3])
-        return (f"{len(dead)} activations were zero on every calibration image, first {named}",)
+        found = _float_warnings(self.slots.floats, self.layers)
+        dead = [layer_name(n) for n, seen in self.statistics.ranges.items() if seen == (0.0, 0.0)]
+        if dead:
+            named = ", ".join(dead[:3])
+            found.append(f"{len(dead)} activations were zero on every calibration image, first {named}")
+        return tuple(found)
 
 
 BIAS_METHODS = ("mean_input", "batch_norm", "in_order")
 ROUNDINGS = ("nearest", "adaround", "brecq")
+
+FLOAT_LAYERS = "float_layers"
+"""The kind of detail that says which layers compute in float: "asked" (names, patterns) and "layers"."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class QuantizeStatic:
         rounding: "nearest"; "adaround" learns layer by layer whether weights are rounded up or down, "brecq"
             block by block, each with the biases in place of their correction.
         iterations: optimization steps per layer or block of adaround and brecq.
+        float_layers: names or patterns of layers that compute in float, see `float_layers.match_layers`.
 
     Source: arXiv:1712.05877; arXiv:1906.04721 section 4.2; arXiv:2004.10568; arXiv:2102.05426.
     """
@@ -109,6 +116,7 @@ class QuantizeStatic:
     bias_method: str = "mean_input"
     rounding: str = "nearest"
     iterations: int = 500
+    float_layers: tuple[str, ...] = ()
 
     name: ClassVar[str] = "quantize_static"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
@@ -134,10 +142,13 @@ class QuantizeStatic:
         for name in ("num_samples", "iterations"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not all(isinstance(name, str) and name for name in self.float_layers):
+            raise RecipeError(f"float_layers is {self.float_layers!r}, expected names of layers")
 
     def requires(self, model: Model) -> None:
-        """Refuse a graph that is quantized already or still has batch norms."""
+        """Refuse a graph that is quantized already, has batch norms, or lacks a layer that is named."""
         require_folded(model, self.name)
+        match_layers(model.graph, self.float_layers)
 
     def run(self, model: Model, context: PassContext) -> Model:
         """Return the model with quantize/dequantize nodes and integer weights."""
@@ -158,8 +169,9 @@ class QuantizeStatic:
         if context.calibration is None:
             raise PassError(f"{self.name} needs calibration images, found none")
         work = model.with_graph(fold_constants(copy_graph(model.graph)))
-        slots = assign_slots(work.graph)
-        layers = frozenset(n for n in work.graph.graph.nodes if has_weight(n))
+        floats = self._plan(model, work, context)
+        slots = assign_slots(work.graph, floats)
+        layers = frozenset(n for n in work.graph.graph.nodes if has_weight(n) and n not in floats.nodes)
         observers = {node: make_observer(self.observer) for node in slots.sources}
         statistics = Statistics(observers)
         indices = context.calibration_indices[: self.num_samples]
@@ -170,6 +182,22 @@ class QuantizeStatic:
         if self.bias_correction and self.bias_method == "batch_norm":
             statistics.input_means.update(batch_norm_means(work))
         return Calibrated(work, slots, layers, statistics, mean_counts, by_root)
+
+    def _plan(self, model: Model, work: Model, context: PassContext) -> FloatPlan:
+        """Return what computes in float, and record it.
+
+        Args:
+            model: where the layers are named.
+            work: the same, constants folded.
+            context: gets the record.
+        """
+        names = {node.name for node in match_layers(model.graph, self.float_layers)}
+        floats = plan_float(work.graph, frozenset(n for n in work.graph.graph.nodes if n.name in names))
+        if self.float_layers:
+            in_order = [n for n in work.graph.graph.nodes if n in floats.nodes and not is_fused_clamp(n)]
+            record = {"asked": list(self.float_layers), "layers": _layers(in_order)}
+            context.records.append({"pass": self.name, "kind": FLOAT_LAYERS, **record})
+        return floats
 
     def _is_learned(self) -> bool:
         """Whether something is learned from the float and the quantized network side by side."""
@@ -191,11 +219,16 @@ class QuantizeStatic:
         learn = adaround if self.rounding == "adaround" else brecq
         return learn(float_model, quantized, batches, options, context.progress)
 
-    def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
-        """Check that every layer reads integer weights."""
+    def ensures(self, before: Model, after: Model) -> None:
+        """Check that every layer reads integer weights, and float ones where `float_layers` names it."""
+        named = {node.name for node in match_layers(before.graph, self.float_layers)}
         for node in after.graph.graph.nodes:
-            if has_weight(node) and "dequantize" not in str(argument(node, 1, "weight").target):
-                raise PassError(f"{layer_name(node)} has a float weight after quantize_static")
+            if not has_weight(node):
+                continue
+            is_integer = "dequantize" in str(argument(node, 1, "weight").target)
+            if is_integer == (node.name in named):
+                kind = "an integer" if is_integer else "a float"
+                raise PassError(f"{layer_name(node)} has {kind} weight after quantize_static")
 
     def write(
         self, calibrated: Calibrated, scales: Mapping[fx.Node, npt.NDArray[np.float32]] | None = None
@@ -215,9 +248,9 @@ class QuantizeStatic:
             mean = calibrated.statistics.input_means.get(node)
             x_scale = parameters[held_input(slots, node)][0]
             quantize_layer(graph, node, x_scale, self, mean, given.get(node))
-        quantize_all_operands(graph, parameters)
+        quantize_all_operands(graph, parameters, slots.floats.nodes)
         for node in slots.held:
-            _hold(graph, node, parameters[node])
+            _hold(graph, node, parameters[node], slots.readers(node))
         for producer, consumer in slots.conversions:
             _convert(graph, producer, consumer, parameters[consumer])
         return finish(graph)
@@ -240,12 +273,33 @@ def require_folded(model: Model, step: str) -> None:
             raise PassError(f"{layer_name(node)} is not folded", hint=f"put fold_batch_norm ahead of {step}")
 
 
-def quantize_all_operands(graph: fx.GraphModule, parameters: Parameters) -> None:
-    """Replace every number and parameter that arithmetic reads by an int8 constant, in place."""
+def quantize_all_operands(
+    graph: fx.GraphModule, parameters: Parameters, floats: Collection[fx.Node] = ()
+) -> None:
+    """Replace every number and parameter that arithmetic reads by an int8 constant, but for `floats`."""
     for node in list(graph.graph.nodes):
-        if spec_of(node) is not None and not has_weight(node):
+        if node not in floats and spec_of(node) is not None and not has_weight(node):
             held = node if node in parameters else next(iter(node.users), node)  # its clamp
             quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0])
+
+
+def _float_warnings(floats: FloatPlan, layers: frozenset[fx.Node]) -> list[str]:
+    """Return what the user should know about the layers left in float."""
+    found = []
+    if floats.nodes and not layers:
+        found.append("float_layers names every layer with weights: the files compute them all in float")
+    alone = [node for node in floats.alone if not is_fused_clamp(node)]
+    if alone:
+        found.append(
+            f"float_layers names {', '.join(_layers(alone))}, without weights and between int8 "
+            "layers: in int8 all the same, as inputs and output are"
+        )
+    return found
+
+
+def _layers(nodes: Iterable[fx.Node]) -> list[str]:
+    """Return where in the network nodes come from, each once."""
+    return list(dict.fromkeys(layer_name(node) for node in nodes))
 
 
 def has_weight(node: fx.Node) -> bool:
@@ -263,11 +317,11 @@ def held_input(slots: Slots, node: fx.Node) -> fx.Node:
 
 
 def _mean_counts(model: Model, slots: Slots) -> dict[fx.Node, int]:
-    """Return how many values each mean over dimensions averages."""
+    """Return how many values each mean over dimensions averages, of those computed in int8."""
     shapes = infer_shapes(model)
     counts = {}
     for node in slots.held:
-        spec = spec_of(node) if node.op == "call_function" else None
+        spec = spec_of(node) if slots.floats.reads_int8(node) else None
         is_mean = node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default)
         if spec is not None and spec.holds is Holds.OWN and is_mean:
             x, y = shapes[node.all_input_nodes[0].name], shapes[node.name]
@@ -290,9 +344,10 @@ def _slot_parameters(slots: Slots, statistics: Statistics, mean_counts: dict[fx.
     return by_root
 
 
-def _hold(graph: fx.GraphModule, node: fx.Node, parameters: tuple[float, int]) -> None:
-    """Insert quantize and dequantize after a node and let all its users read those."""
-    users = list(node.users)
+def _hold(
+    graph: fx.GraphModule, node: fx.Node, parameters: tuple[float, int], readers: Sequence[fx.Node]
+) -> None:
+    """Insert quantize and dequantize after a node and let its readers read those."""
     scale, zero_point = parameters
     with graph.graph.inserting_after(node):
         held = graph.graph.call_function(
@@ -302,9 +357,8 @@ def _hold(graph: fx.GraphModule, node: fx.Node, parameters: tuple[float, int]) -
         real = graph.graph.call_function(
             qd.dequantize_per_tensor.default, (held, scale, zero_point, -128, 127, torch.int8)
         )
-    for user in users:
-        if "sym_size" not in str(user.target):
-            user.replace_input_with(node, real)
+    for user in readers:
+        user.replace_input_with(node, real)
 
 
 def _convert(

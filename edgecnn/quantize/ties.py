@@ -121,7 +121,8 @@ def remove_ties(
             learned, which have no range that they must cover.
     """
     final = {slots.root(node) for node in slots.fixed}
-    for held in reversed(slots.held):
+    integer = [held for held in slots.held if held not in slots.floats.nodes]
+    for held in reversed(integer):
         addition = _arithmetic(held, _SUMS)
         if addition is None:
             continue
@@ -147,7 +148,7 @@ def remove_ties(
             scale_x = by_root[slots.root(source)][0]
             by_root[y] = (mean_scale(scale_x, scale, count, nearest=nearest), zero_point)
             final.add(y)
-    for held in slots.held:
+    for held in integer:
         product = _arithmetic(held, _PRODUCTS)
         y = slots.root(held)
         factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]

@@ -10,7 +10,8 @@ from edgecnn.report.curves import Curve, Width, curves, smooth, widths
 from edgecnn.report.numbers import count_text, percent_text, ratio_text
 from edgecnn.report.page import Block, Cell, Figure, Section, Table, TileRow, table
 from edgecnn.report.results import Report
-from edgecnn.report.terminal import TRAINING, training_facts
+from edgecnn.report.search import SEARCH, search_section
+from edgecnn.report.terminal import FLOAT_LAYERS, TRAINING, training_facts
 
 MAX_LAYERS = 48
 """Layers drawn; of a network with more, those with the most MACs."""
@@ -33,9 +34,20 @@ def pruning_sections(report: Report) -> tuple[Section, ...]:
             taught = detail
         elif kind == "kernels":
             found.append(Section("The target's int8 kernels", (), f"{detail['text']}."))
+        elif kind == SEARCH:
+            found.append(search_section(detail))
+        elif kind == FLOAT_LAYERS:
+            found.append(_float_layers(detail))
         else:
             found.append(_other(detail))
     return tuple(found)
+
+
+def _float_layers(detail: Mapping[str, Any]) -> Section:
+    """Return what computes in float in a quantized network."""
+    rows = [tuple(str(layer).rstrip(")").split(" (", 1)) for layer in detail["layers"]]
+    lead = f"All else computes in int8. Asked for: {', '.join(map(str, detail['asked']))}."
+    return Section("Layers in float", (table(("layer", "operator"), rows, 2),), lead)
 
 
 def pruned_row(before: int, after: int, label: str) -> TileRow:

@@ -15,6 +15,7 @@ from rich.text import Text
 from edgecnn.report.bench_results import EMULATED
 from edgecnn.report.numbers import bytes_text, count_text, digits, percent_text
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
+from edgecnn.report.search import SEARCH, search_facts, slow_layer_facts
 
 FILES = {"onnx": "ONNX", "tflite": "TFLite"}
 PAIRS = {
@@ -28,6 +29,12 @@ PAIRS = {
 
 KERNELS = "kernels"
 """The kind of detail that says which int8 instructions the target has."""
+
+FLOAT_LAYERS = "float_layers"
+"""The kind of detail that says which layers of an int8 network compute in float."""
+
+MOST_NAMED = 4
+"""Layers in float named on the terminal."""
 
 TRAINING = "training_curves"
 """The kind of detail that a pass which trained records."""
@@ -47,6 +54,8 @@ def render_report(report: Report) -> RenderableType:
             figures.add_row(*row)
     trust = _grid(2)
     for row in _trust_rows(report):
+        trust.add_row(*row)
+    for row in _search_rows(report):
         trust.add_row(*row)
     parts: list[RenderableType] = [_title(report), Text(), figures, Text(), trust]
     if report.warnings:
@@ -207,9 +216,39 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
         if detail.get("kind") == KERNELS:
             fast = detail["exact"] and detail["is_dot_product"]
             rows.append(["kernels", Text(str(detail["text"]), style="" if fast else "yellow")])
+        elif detail.get("kind") == FLOAT_LAYERS:
+            rows.append(["in float", float_layers_text(detail)])
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
+
+
+def _search_rows(report: Report) -> list[list[RenderableType]]:
+    """What else was tried?"""
+    rows: list[list[RenderableType]] = []
+    for detail in report.details:
+        if detail.get("kind") == SEARCH:
+            rows.append(
+                [str(detail["goal"]), Text(search_facts(detail), style="" if detail["is_met"] else "yellow")]
+            )
+            slow = slow_layer_facts(detail)
+            rows += [["slow layers", slow]] if slow else []
+    return _asked("Search", rows)
+
+
+def float_layers_text(detail: Mapping[str, Any]) -> str:
+    """Return which layers of a quantized network compute in float, as asked.
+
+    Example:
+        >>> float_layers_text({"asked": ["fc"], "layers": ["fc (aten.linear.default)"]})
+        '1 operator, as asked: fc'
+    """
+    layers = list(dict.fromkeys(str(layer).split(" (")[0] for layer in detail["layers"]))
+    count = len(detail["layers"])
+    shown = ", ".join(layers[:MOST_NAMED]) + (
+        f" and {len(layers) - MOST_NAMED} more" * (len(layers) > MOST_NAMED)
+    )
+    return f"{count} operator{'s' * (count != 1)}, as asked: {shown or 'none'}"
 
 
 def _asked(question: str, rows: list[list[RenderableType]]) -> list[list[RenderableType]]:
