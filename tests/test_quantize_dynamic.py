@@ -64,6 +64,7 @@ def run_onnx(program: Program, x: Array) -> dict[str, Array]:
 @pytest.mark.parametrize("name", nets.NETS)
 def test_both_files_compute_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic, "LARGE", 0)
+    monkeypatch.setattr(dynamic, "WIDE", 0)
     program, x = build_program(dynamic_model(name)), nets.held_out(3)
     assert program.is_dynamic
     assert program.computes_in_float
@@ -128,20 +129,20 @@ def test_each_image_has_a_range_of_its_own_in_tflite() -> None:
 
 
 def test_what_each_runtime_quantizes() -> None:
-    layers = (nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1), nn.Flatten())
-    program = dynamic_program(*layers, nn.Linear(256, 256), nn.Linear(256, 10))
+    layers = (nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 4, 1))
+    program = dynamic_program(*layers, nn.Flatten(), nn.Linear(256, 256), nn.Linear(256, 10))
 
     def over(kind: str) -> list[str | None]:
         found = as_computed(program, kind).ops
         return [op.attributes.get("dynamic") for op in found if op.kind in ("conv2d", "linear")]
 
-    assert over("tflite") == ["image", None, "pixel", "row", "row"]
-    assert over("onnx") == [None, None, None, "image", None]
+    assert over("tflite") == ["image", None, "pixel", None, "row", "row"]
+    assert over("onnx") == [None, None, None, None, "image", None]
     onnx_text, tflite_text = float_layers(program, ("onnx", "tflite"))
     assert onnx_text.startswith(
-        "onnx: 4 of 5 layers compute in float with int8 weights, first 0 (aten.conv2d"
+        "onnx: 5 of 6 layers compute in float with int8 weights, first 0 (aten.conv2d"
     )
-    assert tflite_text.startswith("tflite: 1 of 5 layers compute in float with int8 weights, first 1 (aten")
+    assert tflite_text.startswith("tflite: 2 of 6 layers compute in float with int8 weights, first 1 (aten")
     assert float_layers(nets.quantized_program("mlp"), ("onnx",)) == []
 
 

@@ -80,6 +80,18 @@ def test_pytorch_computes_the_reference_too() -> None:
         assert relative_error({"y": values}, {"y": found}) < 3e-4
 
 
+def test_a_layer_in_float_stays_in_float() -> None:
+    step = QuantizeStatic(observer="min_max", float_layers=("*conv2d_1*",))
+    program = build_program(
+        WidenActivations().run(step.run(nets.folded("residual"), nets.context()), nets.context())
+    )
+    assert len(float_islands(program)) == 1
+    feeds = {program.inputs[0]: nets.held_out(2)}
+    expected = run_program(program, feeds)
+    assert relative_error(expected, onnx_session.run(to_onnx(program), feeds)) < 3e-4
+    assert relative_error(expected, TfliteSession(to_tflite(program)).run(feeds)) < 3e-4
+
+
 def test_scales_by_hand() -> None:
     """[0, 25.5] in steps of 0.1 reaches 25.5; [-1, 1.55] reaches 1.55; the prescribed ones reach 1."""
     assert widened_scale(0.1, -128) * 32767 == pytest.approx(25.5)

@@ -2,7 +2,9 @@
 
 LiteRT: every convolution without groups over the whole image, one of 1x1 with stride 1 over each pixel
 (XNNPACK computes it as a linear layer; TFLite's own kernel takes the image), a linear layer over each row.
-Dynamic depthwise convolutions run outside XNNPACK: MobileNetV2 takes 2.4 times the time with them.
+Quantizing a pixel or row takes some 40 ns, the time of 2,500 float multiplications: where they are many,
+layers of less than WIDE weights compute in float. So do depthwise convolutions, whose dynamic kernel is
+outside XNNPACK: MobileNetV2 takes 2.4 times the time with it.
 
 ONNX Runtime: linear layers of LARGE weights and more, over all of the batch. With its ConvInteger ResNet-20
 takes 2.5 times the latency of float and MobileNetV2 1.4 times (with uint8 weights; with int8 ones 18 and 5
@@ -12,6 +14,7 @@ quantizing takes as long as it saves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -22,10 +25,14 @@ LARGE = 1 << 16
 """Weights from which a linear layer gains in ONNX Runtime: 512 x 1000 take 0.58 of float's time, 120 x 84
 1.13."""
 
+WIDE = 1 << 12
+"""Weights from which quantizing pixel by pixel, or a sequence row by row, is worth it in XNNPACK: a 1x1 of 32
+to 32 channels takes 2.1 of float's time, 48 to 48 1.2, 64 to 64 0.7."""
+
 WHY = {
     "onnx": "ONNX Runtime's dynamic convolutions are slower than float ones",
-    "tflite": "LiteRT's dynamic depthwise convolutions are slower than float ones, grouped and transposed "
-    "ones are left with them",
+    "tflite": "dynamic depthwise and narrow 1x1 convolutions are slower than float ones in LiteRT, grouped "
+    "and transposed ones are left with them",
 }
 
 
@@ -71,11 +78,15 @@ def _over_onnx(program: Program, op: Op) -> str | None:
 
 
 def _over_tflite(program: Program, op: Op) -> str | None:
+    weight = program.tensors[op.inputs[1]]
+    is_wide = math.prod(weight.shape) >= WIDE
     if op.kind == "linear":
-        return "row"
-    kernel, stride = program.tensors[op.inputs[1]].shape[2:], tuple(op.attributes["stride"])
+        return "row" if is_wide or len(program.tensors[op.inputs[0]].shape) == 2 else None
+    kernel, stride = weight.shape[2:], tuple(op.attributes["stride"])
     is_pointwise = kernel == stride == (1, 1)
-    return "pixel" if is_pointwise else "image"
+    if is_pointwise:
+        return "pixel" if is_wide else None
+    return "image"
 
 
 def _with_values(op: Op, over: str | None) -> Op:

@@ -114,6 +114,8 @@ def _rescale(graph: fx.GraphModule, layer: fx.Node) -> None:
     held, weight, bias = layer.args[0], layer.args[1], argument(layer, 2, "bias")
     if bias is None or not isinstance(held, fx.Node) or not isinstance(weight, fx.Node):
         return
+    if held.target not in _PER_TENSOR or weight.target is not qd.dequantize_per_channel.default:
+        return  # a layer that computes in float
     x_scale = np.float32(widened_scale(float(held.args[1]), int(held.args[2])))  # type: ignore[arg-type]
     q_bias, bias_scale = (fetch(graph, bias.args[i]) for i in (0, 1))
     real = (q_bias.double() * bias_scale.double()).numpy()

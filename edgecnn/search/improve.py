@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgecnn.judgement import Made
-from edgecnn.making import Maker, Plan, Prepared
+from edgecnn.making import Maker, Plan, Prepared, widens
 from edgecnn.report.build import largest_drop
 from edgecnn.report.results import Report
 from edgecnn.search.cures import quantizer_of
@@ -51,8 +51,11 @@ def guard_accuracy(maker: Maker, prepared: Prepared, plan: Plan, max_drop: float
 
 
 def avoid_slower(maker: Maker, prepared: Prepared, plan: Plan, made: Made, report: Report) -> Found:
-    """Look for the smallest change after which no file is slower than float."""
-    if report.latency is None or quantizer_of(plan) is None:
+    """Look for the smallest change after which no file is slower than float.
+
+    int16 activations are for accelerators: on a CPU nothing but float would make up for them.
+    """
+    if report.latency is None or quantizer_of(plan) is None or widens(plan.passes):
         return Found(plan)
     bench = Workbench(maker, prepared)
     found = hasten(bench, plan, made, report.latency.speedup)
