@@ -410,7 +410,7 @@ def check_any(choice: tuple[str, tuple[str, ...]]) -> None:
 
 
 def test_the_pool_behind_a_float_layer_stays_in_float_in_onnx_runtime(tmp_path: Path) -> None:
-    """Moved ahead of it, QuantizeLinear would make it a pool of uint8 in the wrong order, 30 times as slow."""
+    """Moved ahead of it, QuantizeLinear would make it a pool of uint8 in NCHW order, 30 times as slow."""
     model = net(lambda net, x: net.last(F.max_pool2d(net.stem(x), 2)), last=nn.Conv2d(4, 4, 3))
     nodes = optimized(build_program(leave(model, "stem")), tmp_path)
     (pool,) = [n for n in nodes if n.op_type == "MaxPool"]

@@ -98,9 +98,12 @@ def match_layers(graph: fx.GraphModule, patterns: Sequence[str]) -> frozenset[fx
                 hint=_suggestion(pattern, nodes),
             )
         named.update(found)
-    for node in list(named):
-        named.update(_unit(node))
-    return frozenset(named)
+    return whole_layers(frozenset(named))
+
+
+def whole_layers(nodes: frozenset[fx.Node]) -> frozenset[fx.Node]:
+    """Return the nodes with the clamps that are part of them, and the layers that they are part of."""
+    return frozenset(member for node in nodes if node.op == "call_function" for member in _unit(node))
 
 
 def plan_float(graph: fx.GraphModule, named: frozenset[fx.Node]) -> FloatPlan:
