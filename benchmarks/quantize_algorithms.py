@@ -1,7 +1,7 @@
 """What each quantization algorithm gains, on CIFAR-10's JPEG test set, in ONNX Runtime.
 
-    python -m benchmarks.quantize_algorithms [--data DIR] [--cache DIR] [--rows TEXT ...] [--model FILE]
-        [resnet20 resnet56]
+    python -m benchmarks.quantize_algorithms [--data DIR] [--cache DIR] [--model FILE]
+        [resnet20 resnet56] [--rows TEXT ...]
 
 Rows are float against int8 from 512 images, from made-up images (data-free: 24 distilled ones), and with
 weights of 4 bits. Those are simulated: no runtime computes a convolution with 4-bit weights, the file holds
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(CIFAR))
     parser.add_argument("--data", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "edgecnn-accuracy")
-    parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name holds one of these")
+    parser.add_argument("--rows", nargs="+", default=[], help="only rows whose name holds one of these")
     parser.add_argument("--model", help="a .pt2 of that shape instead of the published weights")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)

@@ -204,11 +204,11 @@ def test_the_loss_falls(method: Any) -> None:
     before = weights(model)
     after = step.run(model, run)
     step.ensures(model, after)
-    told, curves, moved = run.records
+    told, curves, moved = run.records[:3]
     loss = curves["loss"]
     assert np.mean(loss[-10:]) < 0.8 * np.mean(loss[:5])
     assert weights(model) == before
-    assert [record["pass"] for record in run.records] == ["quantize_aware_training"] * 3
+    assert [record["pass"] for record in run.records] == ["quantize_aware_training"] * len(run.records)
     assert (told["kind"], curves["kind"]) == ("distillation", "training_curves")
     assert (moved["kind"], moved["method"]) == ("quantize_aware_training", method)
 
@@ -235,20 +235,28 @@ def test_the_files_compute_the_same_integers(net: str) -> None:
 
 @pytest.mark.parametrize("net", ["residual", "mixed_concat", "hard_swish", "dense", "transposed"])
 def test_what_was_trained_is_what_the_integers_compute(net: str) -> None:
-    """The scales move to where nothing ties, by a hundredth or two; the outputs by a step or two."""
+    """The last steps are taken with step sizes that nothing changes afterwards."""
     run = whole_context(net, labelled=False)
     step = QuantizeAwareTraining(**QUICK)
+    assert differing_lsb(step, net, run) == 0
+    assert 0 < run.records[2]["largest_scale_change"] < 0.5
+    assert run.records[2]["largest_change_against_ties"] < 0.02
+
+
+def test_without_settling_the_step_sizes_change_once_more() -> None:
+    """They move to where nothing ties, by a hundredth or two, and the outputs by a step or two."""
+    assert 0 < differing_lsb(QuantizeAwareTraining(**QUICK, settle=0.0), NET, whole_context()) <= 3
+
+
+def differing_lsb(step: QuantizeAwareTraining, net: str, run: PassContext) -> int:
+    """Return how far the network that was trained is from its integers."""
     made, trained = step.trained(nets.folded(net), run)
     program = build_program(step.written(made, trained, run))
     x = nets.held_out(32)
     expected = run_program(program, {program.inputs[0]: x})
     found = nets.outputs_of(trained.graph, x)
     named = {public: values for (public, _), values in zip(program.outputs, found, strict=True)}
-    comparison = compare(expected, named, output_scales(program))
-    assert comparison.max_lsb <= 3
-    assert comparison.fraction_within_1_lsb > 0.97
-    assert 0 < run.records[2]["largest_scale_change"] < 0.5
-    assert run.records[2]["largest_change_against_ties"] < 0.02
+    return compare(expected, named, output_scales(program)).max_lsb
 
 
 def test_frozen_ranges() -> None:
@@ -286,14 +294,19 @@ def test_four_bits_are_simulated_in_int8() -> None:
     assert max(largest) == 7
 
 
-def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("after", [5, 19])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    after: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off among the 16 steps that train step sizes, or the 4 that settle."""
     step = QuantizeAwareTraining(**QUICK)
     unbroken = step.run(nets.folded(NET), whole_context())
     stages = Checkpoints(tmp_path, {"run": "1"}, interval_seconds=0.0)
-    monkeypatch.setattr(Breaking, "left", 5)
+    monkeypatch.setattr(Breaking, "left", after)
     monkeypatch.setattr("edgecnn.train.checkpoint.Checkpoint", Breaking)
     with pytest.raises(Stopped):
         step.run(nets.folded(NET), whole_context(checkpoints=stages))
+    assert len(list(tmp_path.glob("*.checkpoint"))) == (1 if after == 5 else 2)
     resumed = step.run(nets.folded(NET), whole_context(checkpoints=stages))
     assert weights(resumed) == weights(unbroken)
     assert held_parameters(resumed) == held_parameters(unbroken)
@@ -320,6 +333,7 @@ def test_a_network_taught_by_a_better_one() -> None:
         ({"weight_bits": 4}, "weight_bits is 4, expected 7 or 8"),
         ({"observer": "mean"}, "observer is 'mean', expected one of"),
         ({"num_samples": 0}, "num_samples is 0, expected at least 1"),
+        ({"settle": 1.0}, "settle is 1.0, expected 0 <= settle < 1"),
         ({"alpha": 0.0}, "alpha is 0.0, expected 0 < alpha <= 1"),
         ({"epochs": 0.0}, "epochs is 0.0, expected a number above 0"),
     ],
@@ -330,7 +344,7 @@ def test_a_parameter_out_of_range_is_named(parameters: dict[str, Any], message: 
 
 
 def test_auto_precision_is_float32() -> None:
-    assert QuantizeAwareTraining(precision="auto")._distillation().precision == "float32"
+    assert QuantizeAwareTraining(precision="auto")._distillation(1.0).precision == "float32"
     QuantizeAwareTraining(precision="auto").check()
 
 

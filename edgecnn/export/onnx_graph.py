@@ -22,7 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgecnn.errors import ExportError
-from edgecnn.export.onnx_islands import layers_to_shield
+from edgecnn.export.onnx_islands import borders_to_shield
 from edgecnn.graph.program import Array, Op, Program, QuantParams, Tensor
 
 _FLOAT = int(onnx.TensorProto.FLOAT)
@@ -47,7 +47,7 @@ class GraphBuilder:
         value_names: the file's name of a tensor that is not called as in the Program.
         absorbed: (tensor made by a requantize that is left out) -> the tensor it requantizes.
         kept: tensors that an output or debug output gives out.
-        shielded: outputs of float layers that ONNX Runtime would quantize.
+        shielded: outputs of quantize operators that ONNX Runtime must not move or fuse.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GraphBuilder:
         self.value_names: dict[str, str] = {}
         self.absorbed: dict[str, str] = {}
         self.kept = frozenset(kept) | {name for _, name in program.outputs}
-        self.shielded = layers_to_shield(program)
+        self.shielded = borders_to_shield(program)
         self._taken: set[str] = set(program.tensors) | {public for public, _ in program.outputs}
         self._node_names: set[str] = set()
         self._shared_names: dict[tuple[str, str, bytes], str] = {}
@@ -139,10 +139,6 @@ class GraphBuilder:
         if tensor.data is None:
             return self.dequantize(op, self.value(name), tensor.quant)
         return self.real_parameter(op, tensor)
-
-    def layer_input(self, op: Op, value: str) -> str:
-        """Return the float value that a layer reads, behind a Sum where the layer has to be shielded."""
-        return self.node(op, "Sum", [value]) if op.output in self.shielded else value
 
     def real_parameter(self, op: Op, tensor: Tensor) -> str:
         """Return a float value of a constant kept as it is: int8 weights, int32 biases, float32 anything.

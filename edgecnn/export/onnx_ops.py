@@ -79,8 +79,7 @@ def _move(
 def _weighted(graph: GraphBuilder, op: Op) -> list[str]:
     """Return the float values of x, w and the bias if there is one."""
     x, *parameters = op.inputs
-    value = graph.layer_input(op, graph.real(op, x))
-    return [value, *(graph.real_parameter(op, graph.tensor(name)) for name in parameters)]
+    return [graph.real(op, x), *(graph.real_parameter(op, graph.tensor(name)) for name in parameters)]
 
 
 def _conv_attributes(graph: GraphBuilder, op: Op) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _rows(graph: GraphBuilder, op: Op) -> list[str]:
     x = graph.tensor(op.inputs[0])
     shape = graph.constant(f"{op.output}/rows_shape", _shape((-1, x.shape[-1])))
     rows = graph.node(op, "Reshape", [graph.integers(x.name), shape])
-    real = graph.layer_input(op, rows if x.quant is None else graph.dequantize(op, rows, x.quant))
+    real = rows if x.quant is None else graph.dequantize(op, rows, x.quant)
     return [real, *(graph.real_parameter(op, graph.tensor(name)) for name in op.inputs[1:])]
 
 
@@ -348,7 +347,10 @@ def _transpose(graph: GraphBuilder, op: Op) -> None:
 
 
 def _quantize(graph: GraphBuilder, op: Op) -> None:
-    graph.store_quantized(op, graph.value(op.inputs[0]))
+    value = graph.value(op.inputs[0])
+    if op.output in graph.shielded:
+        value = graph.node(op, "Sum", [value])
+    graph.store_quantized(op, value)
 
 
 def _dequantize(graph: GraphBuilder, op: Op) -> None:

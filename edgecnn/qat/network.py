@@ -7,7 +7,7 @@ share. Under "lsq" the scales are parameters too, else buffers. Zero points stay
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -124,17 +124,24 @@ class FakeQuantized:
         return scales
 
 
-def make_fake_quantized(calibrated: Calibrated, step: QuantizeStatic, *, learn_scales: bool) -> FakeQuantized:
+Scales = Mapping[fx.Node, npt.NDArray[np.float32]]
+"""Of the weights, float32 (c_out,), by layer."""
+
+
+def make_fake_quantized(
+    calibrated: Calibrated, step: QuantizeStatic, *, learn_scales: bool, scales: Scales | None = None
+) -> FakeQuantized:
     """Return the network to train.
 
     Args:
         calibrated: left as it is.
         step: weight_bits and weight_observer.
         learn_scales: whether step sizes are trained.
+        scales: of the weights to start from, None to choose them.
     """
     graph = copy_graph(calibrated.model.graph)
     made = FakeQuantized(calibrated.model.with_graph(graph), calibrated, learn_scales)
-    builder = _Builder(graph, made, step)
+    builder = _Builder(graph, made, step, scales or {})
     builder.add_slot_scales()
     for layer in calibrated.model.graph.graph.nodes:
         if layer in calibrated.layers:
@@ -155,10 +162,13 @@ def constants_of(layer: fx.Node) -> Iterator[fx.Node]:
 class _Builder:
     """Edits the copy of a graph; nodes of the original stand for those of the same name in the copy."""
 
-    def __init__(self, graph: fx.GraphModule, made: FakeQuantized, step: QuantizeStatic) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, made: FakeQuantized, step: QuantizeStatic, scales: Scales
+    ) -> None:
         self._graph = graph
         self._made = made
         self._step = step
+        self._scales = scales
         self._learn = made.learns_scales
         self._nodes = {node.name: node for node in graph.graph.nodes}
         self._shapes = infer_shapes(made.calibrated.model)
@@ -193,7 +203,9 @@ class _Builder:
         weight = fetch(self._graph, weight_node).float()
         axis = spec.weight_axis if spec is not None and spec.weight_axis is not None else 0
         groups = layer_groups(layer)
-        scales = torch.from_numpy(layer_scales(weight.numpy(), axis, groups, self._step))
+        known = self._scales.get(layer)
+        chosen = layer_scales(weight.numpy(), axis, groups, self._step) if known is None else known
+        scales = torch.from_numpy(chosen.copy())
         if axis == 1 and groups > 1:
             scales = scales[:1].clone()
         is_average = bool((weight == weight.flatten()[0]).all())

@@ -1,7 +1,7 @@
 """The pass `quantize_aware_training`: train the network with the rounding that its files will do.
 
-    calibrate as quantize_static does -> train on fake-quantized weights, biases and activations -> write
-    the integers as quantize_static does
+    calibrate as quantize_static does -> train on fake-quantized weights, biases and activations -> fix the
+    step sizes where nothing ties -> train the rest to them -> write the integers as quantize_static does
 
 The result has the form that quantize_static leaves. Its teacher is the network as it was loaded, so it learns
 to answer as it did before it was rounded, with labels or without; the loop and its checkpoints are those of
@@ -14,21 +14,25 @@ Source: Esser et al. 2020, arXiv:1902.08153 (lsq); Jacob et al. 2018, arXiv:1712
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import fx
 
+from edgecnn.data.memory import MemoryImages
 from edgecnn.distill.distill import Distill
 from edgecnn.errors import PassError
 from edgecnn.model import Model
-from edgecnn.pipeline import Need, PassContext
-from edgecnn.qat.network import FakeQuantized, make_fake_quantized
+from edgecnn.pipeline import Need, PassContext, PassStages
+from edgecnn.qat.network import FakeQuantized, Scales, make_fake_quantized
 from edgecnn.quantize.static import QuantizeStatic, require_folded
 from edgecnn.train.settings import Precision, TrainSettings
 
 Method = Literal["lsq", "fake_quant"]
+
+SETTLING_RATE = 0.25
+"""Learning rate with fixed step sizes, as a share of the one before."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class QuantizeAwareTraining(TrainSettings):
         num_samples: calibration images at most.
         alpha: share of the teacher in the loss, above 0, at most 1; the labels have the rest. Where there are
             none it is 1.
+        settle: share of the epochs, the last ones, in which step sizes are fixed and the rest is trained to
+            them, at a quarter of the rate; the files then compute what was trained. Of "lsq"; 0 for none.
         temperature: of the teacher's answers.
         hard_labels: False leaves labels out even where there are some.
         precision: "float32", which "auto" means here too; in bfloat16 half of the levels of int8 fall
@@ -70,6 +76,7 @@ class QuantizeAwareTraining(TrainSettings):
     weight_observer: str = "min_max"
     weight_bits: int = 8
     num_samples: int = 512
+    settle: float = 0.2
     alpha: float = 0.5
     temperature: float = 4.0
     hard_labels: bool = True
@@ -91,8 +98,10 @@ class QuantizeAwareTraining(TrainSettings):
                 f"precision is {self.precision}, expected float32",
                 hint="8 bits of mantissa do not tell the levels of int8 apart",
             )
+        if not 0.0 <= self.settle < 1.0:
+            raise PassError(f"settle is {self.settle}, expected 0 <= settle < 1")
         self._static().check()
-        self._distillation().check()
+        self._distillation(1.0).check()
 
     def requires(self, model: Model) -> None:
         """Refuse a graph that is quantized already or still has batch norms."""
@@ -109,19 +118,36 @@ class QuantizeAwareTraining(TrainSettings):
             PassError: if something is missing to train with, or the loss is not finite.
             DataError: if the images cannot train this network.
         """
-        step = self._static()
+        step, learns = self._static(), self.method == "lsq"
         calibrated = step.calibrated(model, context)
-        made = make_fake_quantized(calibrated, step, learn_scales=self.method == "lsq")
-        return made, self._distillation().run(made.model, context)
+        if context.train is not None:
+            context = replace(context, train=MemoryImages(context.train, model.spec.preprocess))
+        made = make_fake_quantized(calibrated, step, learn_scales=learns)
+        share = 1.0 - self.settle if learns else 1.0
+        trained = self._distillation(share).run(made.model, context)
+        if share == 1.0:
+            return made, trained
+        scales = self._read_back(made, trained, context)
+        made = make_fake_quantized(calibrated, step, learn_scales=False, scales=scales)
+        if context.checkpoints is not None:
+            context = replace(context, checkpoints=PassStages(context.checkpoints, "settle"))
+        last = self._distillation(self.settle)
+        rest = replace(last, learning_rate=SETTLING_RATE * self.learning_rate).run(made.model, context)
+        return made, rest.with_warning(*(text for text in trained.warnings if text not in rest.warnings))
 
     def written(self, made: FakeQuantized, trained: Model, context: PassContext) -> Model:
         """Return the integers of a network that was trained; `made` is used up."""
-        calibrated = made.calibrated
-        started = dict(calibrated.by_root)
+        scales = self._read_back(made, trained, context)
+        graph = self._static().write(made.calibrated, scales)
+        return trained.with_graph(graph).with_warning(*made.calibrated.warnings)
+
+    def _read_back(self, made: FakeQuantized, trained: Model, context: PassContext) -> Scales:
+        """Return the scales of the weights; where they were learned, record how far step sizes moved."""
+        started = dict(made.calibrated.by_root)
         scales = made.read_back(trained.graph)
-        context.records.append(self._describe(made, trained, started))
-        graph = self._static().write(calibrated, scales)
-        return trained.with_graph(graph).with_warning(*calibrated.warnings)
+        if made.learns_scales or self.method == "fake_quant":
+            context.records.append(self._describe(made, trained, started))
+        return scales
 
     def ensures(self, before: Model, after: Model) -> None:
         """Check that every layer reads integer weights, and that their scales are finite."""
@@ -140,10 +166,12 @@ class QuantizeAwareTraining(TrainSettings):
             bias_correction=False,
         )
 
-    def _distillation(self) -> _SelfDistillation:
-        """Return the pass that trains."""
+    def _distillation(self, share: float) -> _SelfDistillation:
+        """Return the pass that trains for a share of the epochs."""
         own = {field.name: getattr(self, field.name) for field in fields(TrainSettings)}
-        own["precision"] = "float32"
+        own |= {"precision": "float32", "epochs": share * self.epochs}
+        if self.max_steps is not None:
+            own["max_steps"] = max(round(share * self.max_steps), 1)
         return _SelfDistillation(
             **own, alpha=self.alpha, temperature=self.temperature, hard_labels=self.hard_labels
         )

@@ -5,7 +5,8 @@ a node's own name ("conv2d_3"), or a pattern of any of them ("features.1.*"). Fr
 what else computes in float:
 
     a clamp that is part of a layer goes with it
-    an operator that only moves or picks values stays in float on the way from float to float
+    an operator that only moves or picks values stays in float on the way from float to float, and a max pool
+    behind a layer in float, which leaves less to quantize
     the input is not quantized for a reader in float, nor the output of a layer in float
 
 An operator without weights that stands alone between int8 neighbours has its inputs and its output in int8
@@ -25,7 +26,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from edgecnn.errors import RecipeError
-from edgecnn.graph.nodes import layer_name
+from edgecnn.graph.nodes import argument, aten, layer_name, pair
 from edgecnn.model import Model
 from edgecnn.quantize.scheme import CLAMPS, Holds, fuses_into_clamp, spec_of
 
@@ -97,9 +98,12 @@ def match_layers(graph: fx.GraphModule, patterns: Sequence[str]) -> frozenset[fx
                 hint=_suggestion(pattern, nodes),
             )
         named.update(found)
-    for node in list(named):
-        named.update(_unit(node))
-    return frozenset(named)
+    return whole_layers(frozenset(named))
+
+
+def whole_layers(nodes: frozenset[fx.Node]) -> frozenset[fx.Node]:
+    """Return the nodes with the clamps that are part of them, and the layers that they are part of."""
+    return frozenset(member for node in nodes if node.op == "call_function" for member in _unit(node))
 
 
 def plan_float(graph: fx.GraphModule, named: frozenset[fx.Node]) -> FloatPlan:
@@ -120,7 +124,8 @@ def plan_float(graph: fx.GraphModule, named: frozenset[fx.Node]) -> FloatPlan:
             from_float.add(node)
     to_float: set[fx.Node] = set()
     for node in reversed(nodes):
-        if any(u.op == "output" or u in named or (u in movers and u in to_float) for u in node.users):
+        wanted = any(u.op == "output" or u in named or (u in movers and u in to_float) for u in node.users)
+        if wanted or (_shrinks(node) and node.all_input_nodes[0].op != "placeholder"):
             to_float.add(node)
     between = {node for node in movers if node in from_float and node in to_float}
     for node in nodes:  # a piece of a value is in float if the value is
@@ -141,6 +146,14 @@ def _is_mover(node: fx.Node) -> bool:
     """Whether a node follows its neighbours: it moves or picks values, or is part of the layer ahead."""
     spec = spec_of(node)
     return spec is not None and spec.holds is Holds.SHARED
+
+
+def _shrinks(node: fx.Node) -> bool:
+    """Whether a node is a max pool that leaves fewer values."""
+    if node.target not in (aten.max_pool2d.default, aten.max_pool2d_with_indices.default):
+        return False
+    stride = argument(node, 2, "stride") or argument(node, 1, "kernel_size")
+    return max(pair(stride)) > 1
 
 
 def is_fused_clamp(node: fx.Node) -> bool:
