@@ -1,13 +1,14 @@
 """Latency, size and SQNR of edgecnn's files beside the peers', all files of a runtime interleaved.
 
-    python benchmarks/int8_latency.py [NET ...] [--threads 1 2] [--runs 100] [--cache DIR]
+    python benchmarks/int8_latency.py [NET ...] [--hard] [--threads 1 2] [--runs 100] [--cache DIR]
                                       [--peers-python PYTHON] [--json FILE]
 
 Everybody calibrates on the same 64 images; the SQNR is against edgecnn's float ONNX file on 16 others. A
 ratio above 1 is faster than edgecnn's float file of the same format in the same run; the float files of
 torch.onnx.export and litert-torch stand beside it to show that this baseline is not a slow one.
 
-Files are made in processes of their own and kept in the cache, so that timing can be repeated alone.
+Files are made in processes of their own and kept in the cache, so that timing can be repeated alone. A peer
+that fails on a network is left out of its table, with its message.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ FILES = {
         "edgecnn_int8": "int8/model.onnx",
         "torch_float": peers.FILES["torch_float"],
         "ort_int8": peers.FILES["ort_int8"],
+        "nncf_int8": peers.FILES["nncf_int8"],
     },
     "tflite": {
         "edgecnn_float": "float/model.tflite",
@@ -63,6 +65,7 @@ LABELS = {
     "edgecnn_int8": "edgecnn int8",
     "torch_float": "torch.onnx.export float",
     "ort_int8": "quantize_static u8s8",
+    "nncf_int8": "NNCF",
     "litert_float": "litert-torch float",
     "aeq_int8": "ai-edge-quantizer",
 }
@@ -106,7 +109,8 @@ def make_files(name: str, folder: Path, peers_python: str) -> None:
     for who, command in jobs.items():
         ours = who == "edgecnn"
         wanted = [p for kind in FILES.values() for k, p in kind.items() if k.startswith("edgecnn") == ours]
-        if all((folder / path).is_file() for path in wanted):
+        failed = {peers.FILES[path.stem] for path in folder.glob("*.failed")}
+        if all((folder / path).is_file() or path in failed for path in wanted):
             continue
         print(f"{name}: {who} makes {len(wanted)} files", file=sys.stderr, flush=True)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -160,16 +164,24 @@ def describe_tflite(path: Path) -> dict[str, int | None]:
     return {"float_ops": float_ops, "inner_boundary_ops": boundary_ops, "delegates": delegates}
 
 
+def files_of(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the files there are, by format and key."""
+    return {
+        kind: {key: path for key, path in files.items() if (folder / path).is_file()}
+        for kind, files in FILES.items()
+    }
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return size, operator counts and SQNR by format and key."""
     images = nets.normalize(nets.smooth_pixels(NUM_JUDGED, seed=3))
     outputs = {
         kind: run_outputs([Candidate(key, folder / path) for key, path in files.items()], images)
-        for kind, files in FILES.items()
+        for kind, files in files_of(folder).items()
     }
     reference = next(iter(outputs["onnx"][BASELINE].values()))
     described: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind, files in FILES.items():
+    for kind, files in files_of(folder).items():
         count = describe_onnx if kind == "onnx" else describe_tflite
         described[kind] = {
             key: {
@@ -188,7 +200,9 @@ def time_files(folder: Path, kind: str, threads: int, runs: int) -> dict[str, An
         np.save(Path(scratch) / "inputs.npy", nets.normalize(nets.smooth_pixels(1, seed=3)))
         request = {
             "task": "latency",
-            "artifacts": [{"key": key, "path": str(folder / path)} for key, path in FILES[kind].items()],
+            "artifacts": [
+                {"key": key, "path": str(folder / path)} for key, path in files_of(folder)[kind].items()
+            ],
             "inputs": str(Path(scratch) / "inputs.npy"),
             "threads": threads,
             "min_runs": runs,
@@ -224,6 +238,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("nets", nargs="*", metavar="NET", help=f"default: {' '.join(nets.NETS)}")
+    parser.add_argument("--hard", action="store_true", help=f"these: {' '.join(nets.HARD_NETS)}")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=int, default=100, help="timed runs of each file, at least")
     parser.add_argument("--cache", type=Path, default=Path("build/benchmarks"))
@@ -239,10 +254,12 @@ def main() -> None:
         make_ours(arguments.make, arguments.cache / arguments.make)
         return
     measured: list[dict[str, Any]] = []
-    for name in arguments.nets or nets.NETS:
+    for name in arguments.nets or (nets.HARD_NETS if arguments.hard else nets.NETS):
         folder = (arguments.cache / name).absolute()
         make_files(name, folder, arguments.peers_python)
         described = describe_files(folder)
+        for path in sorted(folder.glob("*.failed")):
+            print(f"\n{name}: {LABELS[path.stem]} failed: {path.read_text(encoding='utf-8')[:300]}")
         for threads in arguments.threads:
             for kind in FILES:
                 timed = time_files(folder, kind, threads, arguments.runs)

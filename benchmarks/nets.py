@@ -1,4 +1,4 @@
-"""torchvision's networks with seeded random weights and BatchNorm statistics of smooth images, for timing.
+"""Networks with seeded random weights and BatchNorm statistics of smooth images, for timing.
 
 Latency does not depend on the weights, but quantization errors do: with the statistics of a fresh network
 (mean 0, variance 1) the values of a deep one grow or vanish from layer to layer, and the SQNR means nothing.
@@ -18,6 +18,21 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 NETS = ("resnet18", "mobilenet_v2", "squeezenet1_1", "efficientnet_b0")
+HARD_NETS = (
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "timm.efficientnet_lite0",
+    "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "mnasnet1_0",
+    "timm.ghostnet_100",
+    "densenet121",
+    "lraspp_mobilenet_v3_large",
+    "ssdlite320_mobilenet_v3_large",
+)
+"""Networks that int8 tools make slower than float, or wrong."""
 
 _LIBRARIES: list[torch.library.Library] = []  # what they define lives as long as they do
 
@@ -61,9 +76,8 @@ def normalize(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def build_net(name: str, weights: Path) -> nn.Module:
     """Return a network in eval mode; its weights are made and kept in `weights` the first time."""
-    models = import_torchvision_models()
     torch.manual_seed(0)
-    net: nn.Module = models.get_model(name, weights=None)  # type: ignore[attr-defined]
+    net = _architecture(name)
     if weights.is_file():
         net.load_state_dict(torch.load(weights, weights_only=True))
         return net.eval()
@@ -73,6 +87,47 @@ def build_net(name: str, weights: Path) -> nn.Module:
     torch.save(net.state_dict(), temporary)
     temporary.replace(weights)
     return net.eval()
+
+
+class Heads(nn.Module):
+    """A detector's network without anchors and boxes: the class scores and box offsets of all places."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores (n, places, classes) and offsets (n, places, 4)."""
+        found = self.head(list(self.backbone(x).values()))
+        return found["cls_logits"], found["bbox_regression"]
+
+
+class Segmenter(nn.Module):
+    """A segmentation network that returns its one tensor."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return scores (n, classes, h, w)."""
+        out: torch.Tensor = self.net(x)["out"]
+        return out
+
+
+def _architecture(name: str) -> nn.Module:
+    """Return a fresh network: "NAME" of torchvision or "timm.NAME"."""
+    models = import_torchvision_models()
+    if name.startswith("timm."):
+        import timm
+
+        made: nn.Module = timm.create_model(name.removeprefix("timm."), pretrained=False)
+        return made
+    parts = {} if "lraspp" not in name and "ssd" not in name else {"weights_backbone": None}
+    net: nn.Module = models.get_model(name, weights=None, **parts)  # type: ignore[attr-defined]
+    if "ssd" in name:
+        return Heads(net)
+    return Segmenter(net) if "lraspp" in name else net
 
 
 def settle_batch_norms(net: nn.Module, images: torch.Tensor) -> None:

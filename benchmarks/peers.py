@@ -1,4 +1,4 @@
-"""The same job with torch.onnx.export, onnxruntime.quantization, litert-torch and ai-edge-quantizer.
+"""The same job with torch.onnx.export, onnxruntime.quantization, NNCF, litert-torch and ai-edge-quantizer.
 
 Each function writes one file. Calibration images come as an iterable of float32 (1, 3, h, w), read once and
 not kept. Packages are imported inside, so that a process pays only for what it uses.
@@ -77,6 +77,17 @@ def quantize_onnx(source: Path, path: Path, images: Images) -> None:
     prepared.unlink()
 
 
+def quantize_nncf(source: Path, path: Path, images: Images) -> None:
+    """Write NNCF's post-training int8 of a torch.onnx.export file, as `nncf.quantize` comes."""
+    import nncf
+    import onnx
+
+    model = onnx.load(str(source))
+    name = model.graph.input[0].name
+    feeds = nncf.Dataset([{name: image} for image in images()])
+    onnx.save(nncf.quantize(model, feeds, subset_size=10_000), str(path))
+
+
 def convert_tflite(net: nn.Module, side: int, path: Path) -> None:
     """Write a float network with litert-torch, batch 1, input NHWC (its fastest layout)."""
     import litert_torch
@@ -122,23 +133,33 @@ class _Feeds(list):  # type: ignore[type-arg]
 FILES: dict[str, str] = {
     "torch_float": "torch_float.onnx",
     "ort_int8": "ort_int8.onnx",
+    "nncf_int8": "nncf_int8.onnx",
     "litert_float": "litert_float.tflite",
     "aeq_int8": "aeq_int8.tflite",
 }
 
 
 def make_all(net: nn.Module, side: int, folder: Path, images: Images) -> dict[str, float]:
-    """Write every peer's file into a folder; return the seconds each took."""
+    """Write every peer's file into a folder; return the seconds each took, without those that failed.
+
+    Why one failed stands in the file KEY.failed.
+    """
     paths = {key: folder / name for key, name in FILES.items()}
     seconds = {}
     for key, job in {
         "torch_float": lambda: export_onnx(net, side, paths["torch_float"]),
         "ort_int8": lambda: quantize_onnx(paths["torch_float"], paths["ort_int8"], images),
+        "nncf_int8": lambda: quantize_nncf(paths["torch_float"], paths["nncf_int8"], images),
         "litert_float": lambda: convert_tflite(net, side, paths["litert_float"]),
         "aeq_int8": lambda: quantize_tflite(paths["litert_float"], paths["aeq_int8"], images),
     }.items():
         started = time.perf_counter()
-        job()
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001  whatever a peer fails with, the others go on
+            paths[key].unlink(missing_ok=True)
+            (folder / f"{key}.failed").write_text(f"{type(error).__name__}: {error}"[:2000], encoding="utf-8")
+            continue
         seconds[key] = time.perf_counter() - started
     return seconds
 

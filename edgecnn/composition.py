@@ -1,8 +1,8 @@
 """A recipe put together from what the command line says, in the one order that makes sense.
 
-    prune_channels -> fine_tune or distill -> fold_batch_norm -> ... -> quantize_static
+    prune_channels -> fine_tune or distill -> fold_batch_norm -> ... -> quantize_static, or training with it
 
-The quantizing end is that of the shipped recipe static_wi8_ai8 (or fp16), so that there is one int8.
+The quantizing end is that of a shipped recipe (static_wi8_ai8, qat_wi8_ai8, fp16), so that there is one int8.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from edgecnn.recipe import Recipe, load_pass
 FP16_RECIPE = "fp16"
 INT8_RECIPE = "static_wi8_ai8"
 INT8_SUFFIX = "wi8_ai8"
+QAT_RECIPE = "qat_wi8_ai8"
+QAT = "quantize_aware_training"
 
 DATA_FREE_IMPORTANCE = "l2"
 """What a channel is worth where there are no images to ask."""
@@ -37,6 +39,7 @@ class RecipeFlags:
     Attributes:
         recipe: name or file of a recipe, instead of parts.
         int8: quantize; without any other part that is what is done anyway.
+        qat: train with the rounding of int8.
         fp16: store the weights in float16 and compute in float.
         prune: fraction of the channels to remove, 0 < prune < 1.
         prune_macs: fraction of the MACs to remove.
@@ -53,6 +56,7 @@ class RecipeFlags:
 
     recipe: str | None = None
     int8: bool = False
+    qat: bool = False
     fp16: bool = False
     prune: float | None = None
     prune_macs: float | None = None
@@ -100,7 +104,7 @@ class RecipeFlags:
                     f"{flag} is {value:g}, expected a fraction between 0 and 1, both excluded",
                     hint="0.5 removes half; 1 would leave nothing",
                 )
-        parts = [*given, *(f"--{name}" for name in ("int8", "fp16", "distill") if getattr(self, name))]
+        parts = [*given, *(f"--{name}" for name in ("int8", "qat", "fp16", "distill") if getattr(self, name))]
         if self.int8 and self.fp16:
             raise RecipeError(
                 "--int8 and --fp16 are both given, expected one of them",
@@ -118,6 +122,8 @@ class RecipeFlags:
             self._check_parts()
 
     def _check_parts(self) -> None:
+        if self.qat:
+            self._check_qat()
         if self.distill and self.epochs == 0:
             raise RecipeError("--distill trains, and --epochs is 0", hint="leave one of the two out")
         if self.distill and not (self.prunes or self.has_teacher):
@@ -129,6 +135,17 @@ class RecipeFlags:
             raise RecipeError(
                 f"--epochs is {self.epochs:g}, and there are no images to train on",
                 hint="give labelled ones with --data or --train-data, or leave --epochs out",
+            )
+
+    def _check_qat(self) -> None:
+        if not self.int8:
+            raise RecipeError("--qat without --int8: it trains with the rounding of int8", hint="add --int8")
+        if self.epochs == 0:
+            raise RecipeError("--qat trains, and --epochs is 0", hint="leave one of the two out")
+        if not self.has_images:
+            raise RecipeError(
+                "--qat trains, and there are no images to train on",
+                hint="give some with --data or --train-data; they need no labels",
             )
 
 
@@ -155,7 +172,7 @@ def recipe_from_flags(flags: RecipeFlags) -> Recipe:
     if flags.recipe is not None:
         recipe = Recipe.load(flags.recipe)
     elif not (flags.prunes or flags.distill):
-        recipe = Recipe.load(FP16_RECIPE if flags.fp16 else INT8_RECIPE)
+        recipe = Recipe.load(FP16_RECIPE if flags.fp16 else _int8_recipe(flags))
     else:
         recipe = _compose(flags)
     recipe = dataclasses.replace(recipe, passes=tuple(_changed(recipe, flags)))
@@ -183,14 +200,18 @@ def _compose(flags: RecipeFlags) -> Recipe:
     else:
         names.append("untrained")
     if flags.int8:
-        passes += Recipe.load(INT8_RECIPE).passes
-        names.append(INT8_SUFFIX)
+        passes += Recipe.load(_int8_recipe(flags)).passes
+        names.append(QAT_RECIPE if flags.qat else INT8_SUFFIX)
     elif flags.fp16:
         passes += Recipe.load(FP16_RECIPE).passes
         names.append(FP16_RECIPE)
     else:
         passes.append(load_pass("fold_batch_norm")())
     return Recipe("_".join(names), tuple(passes))
+
+
+def _int8_recipe(flags: RecipeFlags) -> str:
+    return QAT_RECIPE if flags.qat else INT8_RECIPE
 
 
 def _prune(flags: RecipeFlags, target: str, value: float) -> Pass:
@@ -229,9 +250,16 @@ def _changed(recipe: Recipe, flags: RecipeFlags) -> list[Pass]:
         )
     found = []
     for step in recipe.passes:
+        if flags.epochs == 0 and step.name == QAT:
+            raise RecipeError(
+                f"--epochs is 0, and the recipe {recipe.name} quantizes by training",
+                hint=f"use the recipe {INT8_RECIPE}, which does not train",
+            )
         if flags.epochs == 0 and step in trainers and not _takes(step, "importance"):
             continue
         changes = dict(training) if step in trainers else {}
+        if step.name == QAT and len(trainers) > 1:  # its rate is far below that of the training before it
+            changes.pop("learning_rate", None)
         for name in ("importance", "num_samples"):
             if getattr(flags, name) is not None and _takes(step, name):
                 changes[name] = getattr(flags, name)

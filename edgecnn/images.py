@@ -136,7 +136,13 @@ class _Steps:
 
 
 def choose_images(
-    model: Model, sources: Sources, passes: Sequence[Pass], seed: int, progress: Progress
+    model: Model,
+    sources: Sources,
+    passes: Sequence[Pass],
+    seed: int,
+    progress: Progress,
+    *,
+    may_train: bool = False,
 ) -> Images:
     """Open the data and share it out, or make images up from the network.
 
@@ -146,16 +152,17 @@ def choose_images(
         passes: what they need decides who gets how many.
         seed: of the shuffle.
         progress: told about images that are made up.
+        may_train: images to train on are taken even if no pass trains: the accuracy guard may.
 
     Raises:
         DataError: if a source does not fit the network, or a pass needs images or labels that are missing.
     """
     num_samples = max((getattr(step, "num_samples", None) or 0 for step in passes), default=0) or 1
     trainer = next((step for step in passes if is_trained(step)), None)
-    if trainer is None and sources.train_data is not None:
+    if trainer is None and sources.train_data is not None and not may_train:
         raise DataError(
             f"there are images to train on, {_name(sources.train_data)}, but no pass of the recipe trains",
-            hint="add --prune or --distill, or leave --train-data out",
+            hint="add --prune, --distill, --qat or --max-drop, or leave --train-data out",
         )
     if sources.main is None:
         _refuse_missing(passes)
@@ -164,15 +171,16 @@ def choose_images(
             made_up if trainer is None else replace(made_up, train=_to_train(model, passes, seed, progress))
         )
     dataset = open_images(model, sources.main)
-    if trainer is None:
+    if sources.is_one:
+        if trainer is not None:
+            _check_trainable(model, trainer, passes, dataset)
+            return _share_out(dataset, num_samples, seed)
         calibration = min(num_samples, max(len(dataset) // 2, 1))  # a small set is shared half and half
         held_out = min(_most(dataset), max(len(dataset) - calibration, 1))
         return Images(dataset, split_indices(dataset, calibration, held_out, seed), False)
-    if sources.is_one:
-        _check_trainable(model, trainer, passes, dataset)
-        return _share_out(dataset, num_samples, seed)
     train = open_images(model, sources.train_data)
-    _check_trainable(model, trainer, passes, train)
+    if trainer is not None:
+        _check_trainable(model, trainer, passes, train)
     calibration = min(num_samples, max(len(dataset) // 2, 1))
     held_out = min(_most(dataset), max(len(dataset) - calibration, 1))
     split = split_indices(dataset, calibration, held_out, seed)
@@ -237,9 +245,10 @@ def _refuse_missing(passes: Sequence[Pass]) -> None:
     """Raise if a pass trains, made-up images without labels are not enough, and there are no others."""
     for step in passes:
         if is_trained(step) and not hasattr(step, "synthetic_images"):
+            alone = "; --prune alone, without --epochs, trains nothing" if Need.TRAIN in step.needs else ""
             raise DataError(
                 f"the pass {step.name} trains the network, and there are no images to train on",
-                hint="give them with --data or --train-data; --prune alone, without --epochs, trains nothing",
+                hint=f"give them with --data or --train-data{alone}",
             )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from edgecnn.model import Model
 from edgecnn.pipeline import Progress
 from edgecnn.proof import Candidate, measure_latency, predict, read_images, temporary_folder
 from edgecnn.report.build import ReportParts
-from edgecnn.target import measure_on_target
+from edgecnn.target import OnTarget, measure_on_target
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,23 @@ def _time(
     progress: Progress,
 ) -> None:
     """Fill in latency, of the target where it can be reached, else of this machine."""
-    scales = output_scales(made.program)
-    target = measure_on_target(made.device, candidates, inputs, scales, threads, progress)
+    target, parts.latency = time_files(made, candidates, inputs, threads, progress)
     parts.parity = dataclasses.replace(
         parts.parity,
         comparisons={**parts.parity.comparisons, **target.comparisons},
         warnings=(*parts.parity.warnings, *target.warnings),
     )
     parts.is_local = parts.is_local or target.latency is not None
-    parts.latency = target.latency or measure_latency(candidates, inputs, threads, progress)
+
+
+def time_files(
+    made: Made, candidates: Sequence[Candidate], inputs: Array, threads: int, progress: Progress
+) -> tuple[OnTarget, dict[str, Any]]:
+    """Time float and compressed files, on the target where it can be reached, else on this machine.
+
+    Returns:
+        What the target said, and the latency as `edgecnn.proof.measure_latency` gives it.
+    """
+    scales = output_scales(made.program)
+    target = measure_on_target(made.device, candidates, inputs, scales, threads, progress)
+    return target, target.latency or measure_latency(candidates, inputs, threads, progress)

@@ -26,6 +26,8 @@ class CompressOptions:
         max_drop: accuracy budget in percentage points of top-1.
         max_latency_ms: budget on the median of each compressed file.
         max_size_mb: budget on each compressed file, 1 MB = 1,000,000 bytes.
+        must_be_faster: every compressed file must be faster than float, by more than the noise.
+        search: look for other ways to quantize where the files miss max_drop or one is slower than float.
         seed: of everything random; None leaves it to the recipe.
         force: overwrite earlier results.
         threads: of the latency measurement.
@@ -44,6 +46,8 @@ class CompressOptions:
     max_drop: float | None = None
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
+    must_be_faster: bool = False
+    search: bool = True
     seed: int | None = None
     force: bool = False
     threads: int = 1

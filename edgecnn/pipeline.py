@@ -177,6 +177,8 @@ def run_passes(
     passes: Sequence[Pass],
     context: PassContext,
     summarize: Callable[[Model], dict[str, Any]],
+    start: int = 0,
+    stop: int | None = None,
 ) -> Model:
     """Run passes in order and record what each did in the model's history.
 
@@ -185,6 +187,8 @@ def run_passes(
         passes: in order.
         context: what the passes may use; its seed is the run's seed.
         summarize: gives the figures (params, macs ...) recorded before and after each pass.
+        start: index of the first pass to run; each draws from the random stream of its place in the list.
+        stop: index behind the last, None for all.
 
     Returns:
         The changed network, with one PassRecord more per pass.
@@ -194,7 +198,7 @@ def run_passes(
         PassError: if a pass needs what the context lacks, or failed without an error of its own.
     """
     figures = summarize(model) if passes else {}
-    for index, step in enumerate(passes):
+    for index, step in list(enumerate(passes))[start:stop]:
         where = f"pass {index + 1} of {len(passes)} ({step.name})"
         context.progress.start(where, None)
         stages = context.checkpoints
@@ -208,7 +212,11 @@ def run_passes(
         seconds = time.perf_counter() - started
         context.progress.finish()
         figures_after = summarize(after)
-        record = PassRecord(step.name, parameters(step), seconds, figures, figures_after)
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in parameters(step).items()
+        }
+        record = PassRecord(step.name, values, seconds, figures, figures_after)
         model = replace(after, history=(*after.history, record))
         figures = figures_after
     return model

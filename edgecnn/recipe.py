@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import itertools
 import json
 import math
 import sys
@@ -45,7 +46,10 @@ PASSES: Mapping[str, str] = {
     "averages_to_convolutions": "edgecnn.lower.averages:AveragesToConvolutions",
     "decompose_activations": "edgecnn.lower.activations:DecomposeActivations",
     "store_weights": "edgecnn.quantize.weights:StoreWeights",
+    "quantize_dynamic": "edgecnn.quantize.dynamic:QuantizeDynamic",
     "quantize_static": "edgecnn.quantize.static:QuantizeStatic",
+    "widen_activations": "edgecnn.quantize.widen:WidenActivations",
+    "quantize_aware_training": "edgecnn.qat.quantize_aware_training:QuantizeAwareTraining",
 }
 """Every pass by name: "module:Class", imported when a recipe uses it."""
 
@@ -158,6 +162,13 @@ def list_recipes() -> dict[str, Path]:
         for path in sorted(directory.glob("*.toml")):
             found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
+
+
+def describe_recipe(path: Path) -> str:
+    """Return the first sentence of the comment that a recipe's file opens with, empty if it has none."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    text = " ".join(line.lstrip("# ") for line in lines)
+    return text.partition(". ")[0].removesuffix(".")
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

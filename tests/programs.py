@@ -237,9 +237,7 @@ class _Quantizer:
         others = tuple(i for i in range(w.ndim) if i != axis)
         scale = (np.abs(w).max(axis=others) / 127).astype(np.float32)
         quant_w = QuantParams(scale, 0, axis)
-        self.tensors[op.inputs[1]] = Tensor(
-            op.inputs[1], w.shape, "int8", quant_w, quant_w.quantize(w, low=-127)
-        )
+        self.tensors[op.inputs[1]] = Tensor(op.inputs[1], w.shape, "int8", quant_w, quant_w.quantize(w))
         if len(op.inputs) > 2:
             b = self.program.tensors[op.inputs[2]].data
             assert b is not None

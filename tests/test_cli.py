@@ -244,7 +244,10 @@ def test_inspect_prints_a_table_or_json(
 
 def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "list"]) == 0
-    assert "static_wi8_ai8" in capsys.readouterr().out
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "  Static int8: int8 weights" in lines["static_wi8_ai8"]
+    assert "  Weights in float16, everything computed in float32" in lines["fp16"]
+    assert all(len(line.split()) > 8 for line in lines.values())
     assert main(["recipes", "show", "static_wi8_ai8"]) == 0
     assert Recipe.from_toml(capsys.readouterr().out) == Recipe.load("static_wi8_ai8")
 

@@ -15,6 +15,7 @@ from edgecnn.pipeline import parameters
 from edgecnn.recipe import Recipe
 
 INT8 = ["fold_batch_norm", "decompose_activations", "averages_to_convolutions", "quantize_static"]
+QAT = [*INT8[:-1], "quantize_aware_training"]
 IMAGES = RecipeFlags(has_images=True)
 
 
@@ -45,6 +46,12 @@ def test_nothing_said_is_static_int8() -> None:
             {"prune": 0.5, "fp16": True},
             "prune50_fp16",
             ["prune_channels", "fine_tune", "fold_batch_norm", "store_weights"],
+        ),
+        ({"int8": True, "qat": True}, "qat_wi8_ai8", QAT),
+        (
+            {"prune": 0.5, "distill": True, "int8": True, "qat": True},
+            "prune50_distill_qat_wi8_ai8",
+            ["prune_channels", "distill", *QAT],
         ),
         ({"distill": True, "has_teacher": True}, "distill", ["distill", "fold_batch_norm"]),
     ],
@@ -77,6 +84,14 @@ def test_training_flags_reach_the_pass_that_trains_and_no_other() -> None:
     assert (tuned["epochs"], tuned["learning_rate"], tuned["batch_size"]) == (1.5, 0.1, 32)
     assert pruned["learning_rate"] != 0.1
     assert recipe.seed == 4
+
+
+def test_the_rate_of_the_training_before_it_is_not_that_of_qat() -> None:
+    alone = replace(IMAGES, int8=True, qat=True, epochs=0.5, learning_rate=0.1)
+    first, second = (recipe_from_flags(flags).passes for flags in (alone, replace(alone, prune=0.5)))
+    assert (parameters(first[-1])["epochs"], parameters(first[-1])["learning_rate"]) == (0.5, 0.1)
+    assert parameters(second[1])["learning_rate"] == 0.1
+    assert (parameters(second[-1])["epochs"], parameters(second[-1])["learning_rate"] < 0.01) == (0.5, True)
 
 
 def test_a_named_recipe_can_be_changed_too() -> None:
@@ -121,6 +136,12 @@ def test_weights_alone_do_not_compare_groups(
         ({"prune": 0.5, "epochs": 2, "has_images": False}, "--epochs is 2, and there are no images"),
         ({"int8": True, "epochs": 2}, "--epochs is 2, but no pass of the recipe static_wi8_ai8 trains"),
         ({"learning_rate": 0.1}, "--lr is 0.1, but no pass"),
+        ({"qat": True}, "--qat without --int8"),
+        ({"qat": True, "fp16": True}, "--qat without --int8"),
+        ({"qat": True, "int8": True, "epochs": 0}, "--qat trains, and --epochs is 0"),
+        ({"qat": True, "int8": True, "has_images": False}, "--qat trains, and there are no images to train"),
+        ({"recipe": "qat_wi8_ai8", "qat": True}, "--qat and --recipe qat_wi8_ai8 are both given"),
+        ({"recipe": "qat_wi8_ai8", "epochs": 0}, "--epochs is 0, and the recipe qat_wi8_ai8 quantizes by"),
         ({"importance": "l1"}, "--importance is l1, but no pass of the recipe static_wi8_ai8 prunes"),
         ({"prune": 0.5, "importance": "tailor"}, "importance is 'tailor', expected one of 'l1'"),
         ({"prune": 0.5, "epochs": float("inf")}, "--epochs is inf, expected a finite number"),

@@ -18,8 +18,9 @@ from running import RESULTS, names, run_onnx, run_tflite
 import edgecnn
 from edgecnn.compress import CompressOptions
 from edgecnn.data import open_dataset
-from edgecnn.errors import ExportError, PassError
+from edgecnn.errors import ExportError, LoadError, PassError
 from edgecnn.load import load_model
+from edgecnn.recipe import list_recipes
 from edgecnn.report.terminal import print_report
 
 MODEL = "lenet5_digits.pt2"
@@ -84,6 +85,27 @@ def test_integers_at_the_boundary_are_refused(tmp_path: Path, examples_dir: Path
         edgecnn.compress(
             examples_dir / MODEL, recipe="fp16", out=tmp_path / "o", options=CompressOptions(io="int8")
         )
+
+
+INTEGER_INPUTS = {
+    "dynamic_wi8_ai8": "takes scales from each image when it runs",
+    "static_wi8_ai16": "has int16 activations",
+    "fp16": "does not quantize",
+    "weight_only_wi8_afp32": "does not quantize",
+    "prune50": "does not quantize",
+}
+"""Recipes whose files cannot have integer inputs, and what is said."""
+
+
+@pytest.mark.parametrize("recipe", sorted(list_recipes()))
+def test_integers_at_the_boundary_of_every_recipe(recipe: str, tmp_path: Path) -> None:
+    """Said before anything is loaded; where it can be done the missing network is what is missed."""
+    reason = INTEGER_INPUTS.get(recipe)
+    with pytest.raises(ExportError if reason else LoadError, match=reason or "no such file") as found:
+        edgecnn.compress(
+            tmp_path / "none.pt2", recipe=recipe, out=tmp_path / "o", options=CompressOptions(io="uint8")
+        )
+    assert found.value.hint
 
 
 def test_what_is_narrow_already_is_not_compressed_again(

@@ -29,7 +29,7 @@ KEEPS_THE_FUNCTION = {"fold_batch_norm", "decompose_activations", "averages_to_c
 """Passes whose outputs are the same up to float rounding."""
 
 
-TRAINS = ("fine_tune", "distill")
+TRAINS = ("fine_tune", "distill", "quantize_aware_training")
 TRAINED_NETS = list(nets.NETS)[::5]
 """Training takes seconds, so every fifth net stands for all."""
 
@@ -74,8 +74,9 @@ def context_for(name: str, net: str, model: Model) -> PassContext:
 
 
 def accepted(step: Pass, net: str) -> Model:
-    """Return the net as the pass takes it: exported, else prepared for quantization."""
-    for model in (nets.model(net), nets.folded(net)):
+    """Return the net as the pass takes it: exported, prepared for quantization, or in int8."""
+    for form in (nets.model, nets.folded, nets.quantized):
+        model = form(net)
         try:
             step.requires(model)
         except PassError:

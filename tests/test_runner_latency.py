@@ -90,7 +90,7 @@ def test_the_profile_names_operators_and_leaves_no_file(
     monkeypatch.chdir(tmp_path / "work")
     rows = run(path, profile=True)["artifacts"]["a"]["profile"]
     assert {(row["op"], row["name"]) for row in rows} == {("MatMul", f"product{i}") for i in range(3)}
-    assert all(set(row) == {"op", "name", "total_ms", "count", "share"} for row in rows)
+    assert all(set(row) == {"op", "name", "total_ms", "count", "median_ms", "share"} for row in rows)
     assert sum(row["share"] for row in rows) == pytest.approx(1.0)
     assert [row["total_ms"] for row in rows] == sorted((row["total_ms"] for row in rows), reverse=True)
     assert rows[0]["count"] == 49  # 50 runs, the first left out
@@ -110,8 +110,8 @@ def test_a_profile_by_hand() -> None:
         event("r_kernel_time", "Relu", 1000, 1),
     ]
     assert read_profile(json.dumps(events)) == [
-        {"op": "Conv", "name": "c", "total_ms": 3.0, "count": 1, "share": 0.75},
-        {"op": "Relu", "name": "r", "total_ms": 1.0, "count": 1, "share": 0.25},
+        {"op": "Conv", "name": "c", "total_ms": 3.0, "count": 1, "median_ms": 3.0, "share": 0.75},
+        {"op": "Relu", "name": "r", "total_ms": 1.0, "count": 1, "median_ms": 1.0, "share": 0.25},
     ]
     assert read_profile("[]") == []
     with pytest.raises(InferenceFailure, match="profile of onnxruntime is not JSON"):

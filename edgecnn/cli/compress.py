@@ -77,10 +77,18 @@ FORMATS = ("onnx", "tflite")
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Fail with exit code 3 if top-1 falls by more.",
+    help="Search for what keeps top-1 within so many points of float; exit code 3 if nothing does.",
 )
 @click.option(
     "--max-latency-ms", type=POSITIVE, metavar="MS", help="Fail with exit code 3 if the median is higher."
+)
+@click.option(
+    "--must-be-faster", is_flag=True, help="Fail with exit code 3 unless every file is faster than float."
+)
+@click.option(
+    "--no-search",
+    is_flag=True,
+    help="Keep the recipe as it is, even if a file is slower or misses --max-drop.",
 )
 @click.option("--max-size-mb", type=POSITIVE, metavar="MB", help="Fail with exit code 3 if a file is larger.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
@@ -96,7 +104,7 @@ def compress(values: Mapping[str, Any]) -> None:
     package.module:factory. Without --data the scales come from made-up images, and accuracy stays unmeasured.
     Images that judge the result are never trained on.
     """
-    parts = ("int8", "fp16", "prune", "prune_macs", "prune_params", "distill")
+    parts = ("int8", "qat", "fp16", "prune", "prune_macs", "prune_params", "distill")
     given = [f"--{name.replace('_', '-')}" for name in parts if values[name] not in (None, False)]
     if given and values["recipe"]:
         message = f"{given[0]} makes a recipe of its own; give {given[0]} or --recipe, not both"
@@ -141,6 +149,7 @@ def _flags(values: Mapping[str, Any]) -> RecipeFlags:
     return RecipeFlags(
         recipe=values["recipe"],
         int8=values["int8"],
+        qat=values["qat"],
         fp16=values["fp16"],
         prune=values["prune"],
         prune_macs=values["prune_macs"],
@@ -169,6 +178,8 @@ def _options(values: Mapping[str, Any], recipe: Recipe) -> CompressOptions:
         max_drop=values["max_drop"],
         max_latency_ms=values["max_latency_ms"],
         max_size_mb=values["max_size_mb"],
+        must_be_faster=values["must_be_faster"],
+        search=not values["no_search"],
         seed=recipe.seed,
         force=values["force"],
         threads=values["threads"],

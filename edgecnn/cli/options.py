@@ -158,6 +158,9 @@ def recipe_options(command: Command) -> Command:
             help="Static int8, the recipe static_wi8_ai8; also what is done without a word.",
         ),
         click.option(
+            "--qat", is_flag=True, help="With --int8: train with its rounding; labels are not needed."
+        ),
+        click.option(
             "--fp16", is_flag=True, help="Weights in float16, computed in float: half the size, not faster."
         ),
         click.option("--prune", type=float, metavar="RATIO", help="Remove this fraction of the channels."),
@@ -179,7 +182,7 @@ def recipe_options(command: Command) -> Command:
             "--epochs",
             type=float,
             metavar="N",
-            help="Epochs of training after pruning; 0 for none.  [default: the pass's]",
+            help="Epochs of training; 0 for none.  [default: the pass's]",
         ),
         click.option("--lr", "learning_rate", type=float, help="Peak learning rate.  [default: the pass's]"),
         click.option("--batch-size", type=int, help="Images per training step.  [default: the pass's]"),

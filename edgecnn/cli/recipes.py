@@ -12,13 +12,14 @@ def recipes() -> None:
 
 @recipes.command("list")
 def list_() -> None:
-    """List the recipes in ./recipes and those shipped with edgecnn."""
-    from edgecnn.recipe import list_recipes
+    """List the recipes in ./recipes, their files in brackets, and those shipped with edgecnn."""
+    from edgecnn.recipe import describe_recipe, list_recipes
 
     found = list_recipes()
     width = max(map(len, found), default=0)
     for name, path in found.items():
-        click.echo(f"{name:<{width}}  {path}")
+        own = "" if path.is_absolute() else f"  [{path}]"
+        click.echo(f"{name:<{width}}  {describe_recipe(path)}{own}")
 
 
 @recipes.command()

@@ -100,7 +100,8 @@ class Distill(TrainSettings):
         if context.train is None or context.teacher is None:
             raise PassError("distill needs training images and a teacher network, found none")
         check_teacher(model, context.teacher)
-        images = MemoryImages(context.train, model.spec.preprocess)
+        kept = isinstance(context.train, MemoryImages)
+        images = context.train if kept else MemoryImages(context.train, model.spec.preprocess)
         labelled = self.hard_labels and context.train.labels is not None
         data = TrainData(images, context.train_indices, context.validation_indices, labelled)
         pairs = pair_stages(model, context.teacher) if set(self.methods) & set(INNER) else ()

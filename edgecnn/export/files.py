@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from edgecnn.artifact import FileTensor
 from edgecnn.errors import ExportError
+from edgecnn.export.dynamic import as_computed
 from edgecnn.graph.program import BATCH, Program, QuantParams
 from edgecnn.model import ModelSpec
 
@@ -23,10 +24,12 @@ class FileOptions:
     Attributes:
         io: "float32", "int8" or "uint8".
         activation_dtype: of the ONNX file, "uint8" or "int8".
+        align: let the ONNX file for x86 have the channels that ONNX Runtime's kernels work in.
     """
 
     io: str = "float32"
     activation_dtype: str = "uint8"
+    align: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ def write_model(program: Program, format: str, spec: ModelSpec, options: FileOpt
         UnsupportedOpError: an operator has no form in the format.
         ExportError: for an unknown format.
     """
+    program = as_computed(program, format)
     metadata = {"edgecnn": json.dumps(_metadata(spec), sort_keys=True)}
     if format == "onnx":
         from edgecnn.export.onnx import OnnxOptions, to_onnx
 
-        chosen = OnnxOptions(options.activation_dtype, options.io, metadata=metadata)
+        chosen = OnnxOptions(options.activation_dtype, options.io, metadata=metadata, align=options.align)
         data = to_onnx(program, chosen).SerializeToString(deterministic=True)
         layouts: Mapping[str, str] = {}
     elif format == "tflite":

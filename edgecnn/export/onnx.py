@@ -29,11 +29,14 @@ BATCH_NAME = "batch"
 
 MIN_OPSET = 13
 MAX_OPSET = 21
+INT16_OPSET = 21
+"""The oldest whose QuantizeLinear makes 16-bit integers."""
 
 _ELEMENT_TYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "int8": onnx.TensorProto.INT8,
     "uint8": onnx.TensorProto.UINT8,
+    "int16": onnx.TensorProto.INT16,
 }
 
 
@@ -51,6 +54,7 @@ class OnnxOptions:
         metadata: written into the file's metadata_props.
         debug_outputs: Program tensors that the file also gives out, quantized ones as raw integers in
             `activation_dtype`.
+        align: widen channels of a uint8 file to what ONNX Runtime's kernels on x86 work in.
 
     Raises:
         ExportError: a value that is not one of those above.
@@ -61,6 +65,7 @@ class OnnxOptions:
     opset: int = MIN_OPSET
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     debug_outputs: tuple[str, ...] = ()
+    align: bool = True
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in ("uint8", "int8"):
@@ -101,9 +106,12 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
     """
     options = OnnxOptions() if options is None else options
     _check_debug_outputs(program, options)
-    if options.activation_dtype == "uint8":  # for x86
+    dtype, opset = options.activation_dtype, options.opset
+    if program.activation_bits == 16:
+        dtype, opset = "int16", max(opset, INT16_OPSET)
+    elif options.align and dtype == "uint8":  # for x86
         program = align_channels(program, options.debug_outputs)
-    graph = GraphBuilder(program, options.activation_dtype, options.opset, options.debug_outputs)
+    graph = GraphBuilder(program, dtype, opset, options.debug_outputs)
     boundary = Boundary(graph, options.io, frozenset(options.debug_outputs))
     boundary.write_inputs()
     for op in program.ops:
@@ -129,11 +137,11 @@ def _model(graph: GraphBuilder, options: OnnxOptions) -> onnx.ModelProto:
     for name in options.debug_outputs:
         tensor = program.tensors[name]
         if name not in public:
-            outputs.append(_info(name, tensor, options.activation_dtype if tensor.quant else "float32"))
+            outputs.append(_info(name, tensor, graph.activation_dtype if tensor.quant else "float32"))
     used = {name for node in graph.nodes for name in node.input}
     initializers = [tensor for name, tensor in graph.initializers.items() if name in used]
     body = helper.make_graph(graph.nodes, program.name or "model", inputs, outputs, initializers)
-    opset = helper.make_opsetid("", options.opset)
+    opset = helper.make_opsetid("", graph.opset)
     model = helper.make_model(
         body, opset_imports=[opset], ir_version=helper.find_min_ir_version_for([opset], ignore_unknown=True)
     )

@@ -4,6 +4,7 @@ A quantized tensor `t` of the Program is the integer value `t` of the file, in t
 
     int8:   q_file = q          zero_point_file = zero_point
     uint8:  q_file = q + 128    zero_point_file = zero_point + 128
+    int16:  like int8, of a Program whose activations are int16
 
 so that scale * (q_file - zero_point_file) is the same real number either way. An operator reads it through a
 DequantizeLinear of its own (a shared one can keep a runtime from fusing either operator) and its result goes
@@ -35,7 +36,7 @@ class GraphBuilder:
 
     Args:
         program: the network being written.
-        activation_dtype: "int8" or "uint8", the file's dtype of quantized activations.
+        activation_dtype: "int8", "uint8" or "int16", the file's dtype of quantized activations.
         opset: the ONNX operator set being written.
         kept: tensors that the file must hold under their own name.
 
@@ -97,10 +98,23 @@ class GraphBuilder:
     ) -> str:
         """Append a node that stands for (a part of) `op` and return the name of its output value."""
         output = self.unique(f"{op.output}/{op_type}") if output is None else output
+        self.split_node(op, op_type, inputs, [output], attributes)
+        return output
+
+    def split_node(
+        self,
+        op: Op,
+        op_type: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a node with any number of outputs."""
         where = op.layer.split(" (")[0] or op.output
         name = _first_free(f"{where}/{op_type}", self._node_names)
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=name, **(attributes or {})))
-        return output
+        self.nodes.append(
+            helper.make_node(op_type, list(inputs), list(outputs), name=name, **(attributes or {}))
+        )
 
     def shifted(self, quant: QuantParams, dtype: str | None = None) -> tuple[Array, Array]:
         """Return scale () or (channels,) float32 and zero point () in `dtype`, the activations' if None."""
@@ -142,7 +156,7 @@ class GraphBuilder:
         scale = np.asarray(tensor.quant.scale, np.float32)
         inputs = [stored, self._shared(f"{tensor.name}/scale", scale)]
         if tensor.dtype != "int32":
-            zero_point = np.full(scale.shape, tensor.quant.zero_point, np.int8)
+            zero_point = np.full(scale.shape, tensor.quant.zero_point, tensor.dtype)
             inputs.append(self._shared(f"{tensor.name}/zero_point", zero_point))
         attributes = {} if tensor.quant.axis is None else {"axis": tensor.quant.axis}
         output = self.unique(f"{tensor.name}/real")
@@ -187,9 +201,9 @@ class GraphBuilder:
         return self._shared(f"{name}/operand", self.shift(tensor.data))
 
     def shift(self, q: Array) -> Array:
-        """Return int8 values in the activation dtype."""
-        if self.activation_dtype == "int8":
-            return q.astype(np.int8)
+        """Return a Program's integers in the activation dtype."""
+        if self.activation_dtype != "uint8":
+            return q.astype(self.activation_dtype)
         return (q.astype(np.int16) + UINT8_SHIFT).astype(np.uint8)
 
     def store(
@@ -227,7 +241,12 @@ class GraphBuilder:
             )
         low, high = integer_bounds(op, tensor.quant)
         final = self.value(op.output)
-        if (low, high) == (-128, 127):
+        if tensor.quant.num_bits == 16 and (low, high) != (tensor.quant.low, tensor.quant.high):
+            bounded = self.unique(f"{op.output}/bounded")  # ONNX Runtime has no 16-bit Clip
+            self._clamp_real(op, real, bounded)
+            self.quantize(op, bounded, quant, final)
+            return
+        if (low, high) == (tensor.quant.low, tensor.quant.high):
             self.quantize(op, real, quant, final)
             return
         self.clip_integers(
@@ -280,7 +299,7 @@ def integer_bounds(op: Op, quant: QuantParams) -> tuple[int, int]:
         (-100, -40)
     """
     low, high = op.attributes.get("clamp") or (None, None)
-    q_low, q_high = -128, 127
+    q_low, q_high = quant.low, quant.high
     if low is not None:
         q_low = int(quant.quantize(np.asarray(low, np.float32)))
     if high is not None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgecnn.errors import ExportError, UnsupportedOpError
+from edgecnn.export.onnx_dynamic import write_dynamic_linear
 from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
 from edgecnn.export.onnx_resize import write_resize
 from edgecnn.export.onnx_transposed import write_phases
@@ -63,7 +64,13 @@ def _move(
     extra: list[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append a node that moves op's values, integers or floats, unchanged to other places."""
+    """Append a node that moves op's values, integers or floats, unchanged to other places.
+
+    Of 16-bit integers ONNX Runtime moves floats, as far as it has no kernels for them.
+    """
+    if graph.activation_dtype == "int16" and op_type in ("MaxPool", "Pad", "ReduceMax"):
+        graph.store(op, op_type, [graph.real(op, op.inputs[0]), *(extra or [])], attributes)
+        return
     graph.node(
         op, op_type, [graph.integers(op.inputs[0]), *(extra or [])], graph.value(op.output), attributes
     )
@@ -92,7 +99,7 @@ def _conv2d(graph: GraphBuilder, op: Op) -> None:
 
 def _conv_transpose2d(graph: GraphBuilder, op: Op) -> None:
     kernel = graph.tensor(op.inputs[1]).data
-    if _is_quantized(graph, op) and kernel is not None:
+    if _is_quantized(graph, op) and kernel is not None and graph.activation_dtype != "int16":
         write_phases(graph, op, kernel)
         return
     output_padding = _ints(op.attributes["output_padding"])
@@ -102,7 +109,9 @@ def _conv_transpose2d(graph: GraphBuilder, op: Op) -> None:
 
 def _linear(graph: GraphBuilder, op: Op) -> None:
     """Write Gemm, on rows: (n, ..., c_in) -> (n * ..., c_in) -> (n * ..., c_out) -> (n, ..., c_out)."""
-    if len(graph.tensor(op.inputs[0]).shape) == 2:
+    if op.attributes.get("dynamic"):
+        write_dynamic_linear(graph, op)
+    elif len(graph.tensor(op.inputs[0]).shape) == 2:
         graph.store(op, "Gemm", _weighted(graph, op), {"transB": 1})
     else:
         _store_reshaped(graph, op, "Gemm", _rows(graph, op), {"transB": 1})
@@ -149,6 +158,8 @@ def _clamp(graph: GraphBuilder, op: Op) -> None:
     x, y = graph.tensor(op.inputs[0]), graph.tensor(op.output)
     if x.quant is None or y.quant is None:
         graph.store(op, "Clamp", [graph.real(op, x.name)])
+    elif y.quant.num_bits == 16:
+        graph.store_quantized(op, graph.real(op, x.name))
     elif same_params(x.quant, y.quant):
         graph.clip_integers(op, graph.integers(x.name), integer_bounds(op, y.quant))
     else:
@@ -320,7 +331,7 @@ def _pad(graph: GraphBuilder, op: Op) -> None:
     before, after = zip(*op.attributes["pads"], strict=True)
     value = np.asarray(op.attributes["value"], np.float32)
     quant = graph.tensor(op.output).quant
-    if quant is not None:
+    if quant is not None and quant.num_bits == 8:
         value = graph.shift(quant.quantize(value))
     pads = graph.constant(f"{op.output}/pads", _shape((*before, *after)))
     _move(graph, op, "Pad", [pads, graph.constant(f"{op.output}/pad_value", value)])

@@ -92,7 +92,8 @@ def _products(graph: GraphBuilder, op: Op, real: str, size_in: tuple[int, ...]) 
 def _write_nearest(graph: GraphBuilder, op: Op) -> None:
     size_in, size_out = graph.tensor(op.inputs[0]).shape[2:], op.attributes["size"]
     value = graph.integers(op.inputs[0])
-    if all(out % in_ == 0 for in_, out in zip(size_in, size_out, strict=True)):
+    is_whole = all(out % in_ == 0 for in_, out in zip(size_in, size_out, strict=True))
+    if is_whole and graph.activation_dtype != "int16":  # ONNX Runtime gathers 16 bits, but does not resize
         attributes = {
             "mode": "nearest",
             "coordinate_transformation_mode": "asymmetric",

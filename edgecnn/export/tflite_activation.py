@@ -56,7 +56,7 @@ def quantized_levels(clamp: Bounds, quant: QuantParams) -> tuple[int, int]:
     low, high = (
         None if bound is None else int(quant.quantize(np.full(1, bound, np.float32))[0]) for bound in clamp
     )
-    return -128 if low is None else low, 127 if high is None else high
+    return quant.low if low is None else low, quant.high if high is None else high
 
 
 def choose_activation(clamp: Bounds | None, quant: QuantParams | None) -> Activation:
@@ -84,8 +84,8 @@ def choose_activation(clamp: Bounds | None, quant: QuantParams | None) -> Activa
     reached = levels[fused]
     return Activation(
         fused,
-        np.full(1, wanted[0], np.int8) if wanted[0] > reached[0] else None,
-        np.full(1, wanted[1], np.int8) if wanted[1] < reached[1] else None,
+        np.full(1, wanted[0], quant.dtype) if wanted[0] > reached[0] else None,
+        np.full(1, wanted[1], quant.dtype) if wanted[1] < reached[1] else None,
     )
 
 

@@ -95,7 +95,10 @@ def linear(lowering: Lowering, op: Op) -> None:
         index = lowering.read(op.inputs[0], order)
     weight = stored_weight(lowering, op, data, w.quant)
     inputs = (index, weight, _bias(lowering, op, w.shape[0]))
-    lowering.write_clamped(op, order, "FULLY_CONNECTED", inputs, {"keepNumDims": num_dims > 2})
+    options: dict[str, Any] = {"keepNumDims": num_dims > 2}
+    if op.attributes.get("dynamic"):
+        options["asymmetricQuantizeInputs"] = True  # XNNPACK does it always, TFLite's own kernel when told
+    lowering.write_clamped(op, order, "FULLY_CONNECTED", inputs, options)
 
 
 def weight_tensor(lowering: Lowering, op: Op) -> Tensor:
@@ -110,7 +113,8 @@ def stored_weight(lowering: Lowering, op: Op, data: Array, quant: QuantParams | 
     """Add an op's weight as the operator reads it, and return its index.
 
     A narrow weight of an op that computes in float goes through DEQUANTIZE, which XNNPACK carries out once,
-    when it loads the file. An int8 weight beside float inputs would make the op quantize those.
+    when it loads the file. An int8 weight beside float inputs makes the op quantize those for every image,
+    which the attribute `dynamic` asks for.
 
     Args:
         lowering: the file so far.
@@ -121,7 +125,7 @@ def stored_weight(lowering: Lowering, op: Op, data: Array, quant: QuantParams | 
     name = op.inputs[1]
     stored = lowering.constant(name, data, quant)
     is_narrow = data.dtype == np.float16 or quant is not None
-    if not is_narrow or lowering.tensor(op.output).quant is not None:
+    if not is_narrow or lowering.tensor(op.output).quant is not None or op.attributes.get("dynamic"):
         return stored
     real = lowering.graph.add_tensor(f"{name}/real", data.shape, "float32", None)
     return lowering.graph.add_operator("DEQUANTIZE", (stored,), real)
@@ -159,4 +163,11 @@ def bias_parameters(lowering: Lowering, op: Op, c_out: int) -> tuple[Array, Quan
 
 def _bias(lowering: Lowering, op: Op, c_out: int) -> int:
     name = op.inputs[2] if len(op.inputs) > 2 else f"{op.inputs[1]}/zero_bias"
-    return lowering.constant(name, *bias_parameters(lowering, op, c_out))
+    data, quant = bias_parameters(lowering, op, c_out)
+    x = lowering.tensor(op.inputs[0]).quant
+    return lowering.constant(name, data if quant is None else data.astype(bias_dtype(x)), quant)
+
+
+def bias_dtype(quant: QuantParams | None) -> type[np.signedinteger[Any]]:
+    """Return the type of a bias beside an input with these parameters: 16-bit kernels take int64."""
+    return np.int64 if quant is not None and quant.num_bits == 16 else np.int32

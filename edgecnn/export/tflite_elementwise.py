@@ -19,7 +19,10 @@ def binary(lowering: Lowering, op: Op) -> None:
     num_dims = len(lowering.tensor(op.output).shape)
     order = common_order(lowering, op.inputs, num_dims)
     inputs = [_operand(lowering, op, name, order) for name in op.inputs]
-    lowering.write_clamped(op, order, _BINARY[op.kind], inputs)
+    operator, quant = _BINARY[op.kind], lowering.tensor(op.output).quant
+    is_wide = quant is not None and quant.num_bits == 16
+    options = {"potScaleInt16": False} if is_wide and operator != "MUL" else {}  # any scales, not powers of 2
+    lowering.write_clamped(op, order, operator, inputs, options)
 
 
 def _operand(lowering: Lowering, op: Op, name: str, order: Order) -> int:
@@ -70,8 +73,9 @@ def requantize(lowering: Lowering, op: Op) -> None:
     if y.quant is None or x.quant is None:
         raise lowering.unsupported(op, f"'{x.name}' is {x.dtype} and '{y.name}' {y.dtype}, expected int8")
     index, order = lowering.read(x.name), lowering.order(x.name)
-    ones = np.ones((1,) * len(order), np.int8)
-    one = lowering.constant(f"one/{len(order)}", ones, QuantParams(np.asarray(1, np.float32)))
+    ones = np.ones((1,) * len(order), y.quant.dtype)
+    unit = QuantParams(np.asarray(1, np.float32), num_bits=y.quant.num_bits)
+    one = lowering.constant(f"one/{len(order)}", ones, unit)
     lowering.write_clamped(op, order, "MUL", (index, one))
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgecnn.export.tflite_convolution import PADDING_CODES, pad_nhwc
+from edgecnn.export.tflite_convolution import PADDING_CODES, bias_dtype, pad_nhwc
 from edgecnn.export.tflite_layout import Order
 from edgecnn.export.tflite_lowering import Lowering, reduced_order
 from edgecnn.export.tflite_padding import WindowPadding, choose_padding, counted_padding
+from edgecnn.graph.interpolation import has_exact_weights
 from edgecnn.graph.program import Op, Program, QuantParams
 
 _NHWC: Order = (0, 2, 3, 1)
@@ -42,7 +43,7 @@ def is_lowest_zero(program: Program, name: str) -> bool:
         (True, False)
     """
     quant = program.tensors[name].quant
-    if quant is not None and quant.zero_point == -128:
+    if quant is not None and quant.zero_point == quant.low:
         return True
     return _is_non_negative({op.output: op for op in program.ops}, name)
 
@@ -66,7 +67,7 @@ def _lowest(lowering: Lowering, name: str) -> int:
     quant = lowering.tensor(name).quant
     if quant is None:
         return lowering.constant("fill/lowest", np.full(1, np.finfo(np.float32).min, np.float32))
-    return lowering.constant("fill/lowest", np.full(1, -128, np.int8), quant)
+    return lowering.constant("fill/lowest", np.full(1, quant.low, quant.dtype), quant)
 
 
 def avg_pool2d(lowering: Lowering, op: Op) -> None:
@@ -101,7 +102,7 @@ def _depthwise_average(lowering: Lowering, op: Op, padding: WindowPadding, quant
     inputs = (
         pad_nhwc(lowering, lowering.read(name, _NHWC), padding.explicit),
         lowering.constant(f"ones/{height}x{width}x{c}", ones, QuantParams(scale)),
-        lowering.constant(f"{op.output}/zero_bias", np.zeros(c, np.int32), bias_quant),
+        lowering.constant(f"{op.output}/zero_bias", np.zeros(c, bias_dtype(quant)), bias_quant),
     )
     options = {
         "padding": PADDING_CODES[padding.scheme],
@@ -161,6 +162,7 @@ def _axes(lowering: Lowering, op: Op, num_dims: int) -> Sequence[int]:
 
 def resize(lowering: Lowering, op: Op) -> None:
     """Write a RESIZE_BILINEAR or RESIZE_NEAREST_NEIGHBOR."""
+    _check_wide_resize(lowering, op)
     index = lowering.read(op.inputs[0], _NHWC)
     height, width = op.attributes["size"]
     size = lowering.integers(f"size/{height}x{width}", [height, width])
@@ -173,3 +175,15 @@ def resize(lowering: Lowering, op: Op) -> None:
         lowering.write(op.output, _NHWC, "RESIZE_BILINEAR", (index, size), options)
     else:
         raise lowering.unsupported(op, f"mode is '{mode}', expected 'nearest' or 'bilinear'")
+
+
+def _check_wide_resize(lowering: Lowering, op: Op) -> None:
+    """Refuse what TFLite's 16-bit bilinear kernel, of weights with 10 bits, interpolates elsewhere."""
+    x, aligned = lowering.tensor(op.inputs[0]), bool(op.attributes.get("align_corners", False))
+    if x.quant is None or x.quant.num_bits == 8 or op.attributes.get("mode") != "bilinear":
+        return
+    sizes = list(zip(x.shape[2:], op.attributes["size"], strict=True))
+    if not all(has_exact_weights(size_in, size_out, aligned) for size_in, size_out in sizes):
+        hint = "take the ONNX file alone with --format onnx, or the recipe static_wi8_ai8"
+        what = f"from {x.shape[2:]} to {tuple(op.attributes['size'])}"
+        raise lowering.unsupported(op, f"TFLite's 16-bit kernel has no exact weights {what}", hint=hint)

@@ -29,6 +29,9 @@ _NHWC: Order = (0, 2, 3, 1)
 def conv_transpose2d(lowering: Lowering, op: Op) -> None:
     """Write a transposed convolution: CONV_2D, DEPTH_TO_SPACE and, where sizes are no multiples, a crop."""
     x, y, w = lowering.tensor(op.inputs[0]), lowering.tensor(op.output), weight_tensor(lowering, op)
+    if x.quant is not None and x.quant.num_bits == 16:
+        hint = "take the ONNX file alone with --format onnx, or the recipe static_wi8_ai8"
+        raise lowering.unsupported(op, "TFLite's DEPTH_TO_SPACE has no 16-bit kernel", hint=hint)
     groups = op.attributes.get("groups", 1)
     kernel = np.asarray(w.data)
     is_depthwise = groups == x.shape[1] and w.shape[1] == 1 and groups > 1

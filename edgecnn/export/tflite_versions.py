@@ -25,37 +25,40 @@ class OperandType:
 
 
 _RUNTIME: dict[str, tuple[str, ...]] = {
-    "ADD": ("1.5.0", "1.14.0"),
-    "AVERAGE_POOL_2D": ("1.5.0", "1.14.0"),
-    "CONCATENATION": ("1.5.0", "1.14.0"),
+    "ADD": ("1.5.0", "1.14.0", "2.4.0"),
+    "AVERAGE_POOL_2D": ("1.5.0", "1.14.0", "2.3.0"),
+    "CONCATENATION": ("1.5.0", "1.14.0", "2.3.0"),
     "CONV_2D": ("1.5.0", "1.14.0", "1.14.0", "2.3.0", "2.4.0", "2.9.0"),
-    "DEPTHWISE_CONV_2D": ("1.5.0", "1.12.0", "1.14.0"),
+    "DEPTHWISE_CONV_2D": ("1.5.0", "1.12.0", "1.14.0", "2.2.0", "2.3.0"),
     "DEPTH_TO_SPACE": ("2.1.0", "2.5.0"),
     "DEQUANTIZE": ("1.13.1", "1.14.0", "1.15.0", "2.2.0", "2.7.0"),
-    "FULLY_CONNECTED": ("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
+    "FULLY_CONNECTED": (
+        *("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
+        *("2.3.0", "2.3.0", "2.3.0", "2.11.0", "2.15.0", "2.17.0"),
+    ),
     "HARD_SWISH": ("1.15.0",),
     "LEAKY_RELU": ("1.13.1", "2.3.0"),
-    "LOGISTIC": ("1.14.0", "1.14.0"),
-    "MAXIMUM": ("1.14.0", "1.14.0", "2.3.0"),
-    "MAX_POOL_2D": ("1.5.0", "1.14.0"),
-    "MEAN": ("1.6.0", "1.14.0"),
-    "MINIMUM": ("1.14.0", "1.14.0", "2.3.0"),
-    "MUL": ("1.5.0", "1.14.0", "1.15.0"),
+    "LOGISTIC": ("1.14.0", "1.14.0", "2.3.0"),
+    "MAXIMUM": ("1.14.0", "1.14.0", "2.3.0", "2.3.0"),
+    "MAX_POOL_2D": ("1.5.0", "1.14.0", "2.3.0"),
+    "MEAN": ("1.6.0", "1.14.0", "2.4.0"),
+    "MINIMUM": ("1.14.0", "1.14.0", "2.3.0", "2.3.0"),
+    "MUL": ("1.5.0", "1.14.0", "1.15.0", "2.3.0"),
     "PAD": ("1.5.0", "1.14.0", "2.4.0", "2.6.0"),
     "PADV2": ("1.9.0", "1.14.0", "2.4.0", "2.6.0"),
-    "QUANTIZE": ("1.14.0",),
-    "REDUCE_MAX": ("1.11.0", "1.14.0"),
-    "RELU": ("1.5.0", "2.1.0"),
-    "RELU6": ("1.5.0", "1.14.0"),
+    "QUANTIZE": ("1.14.0", "1.15.0"),
+    "REDUCE_MAX": ("1.11.0", "1.14.0", "2.5.0"),
+    "RELU": ("1.5.0", "2.1.0", "2.5.0"),
+    "RELU6": ("1.5.0", "1.14.0", "2.5.0"),
     "RELU_N1_TO_1": ("1.5.0",),
     "RESHAPE": ("1.5.0",),
-    "RESIZE_BILINEAR": ("1.7.0", "1.14.0", "2.2.0"),
-    "RESIZE_NEAREST_NEIGHBOR": ("1.13.1", "1.14.0", "2.3.0"),
+    "RESIZE_BILINEAR": ("1.7.0", "1.14.0", "2.2.0", "2.5.0"),
+    "RESIZE_NEAREST_NEIGHBOR": ("1.13.1", "1.14.0", "2.3.0", "2.4.0"),
     "SLICE": ("1.14.0", "1.14.0", "1.14.0", "2.4.0", "2.5.0"),
-    "SOFTMAX": ("1.5.0", "1.14.0"),
+    "SOFTMAX": ("1.5.0", "1.14.0", "2.3.0"),
     "STRIDED_SLICE": ("1.6.0", "1.14.0", "2.1.0", "2.2.0"),
-    "SUB": ("1.6.0", "1.14.0", "2.3.0"),
-    "TANH": ("1.14.0", "1.14.0"),
+    "SUB": ("1.6.0", "1.14.0", "2.3.0", "2.4.0", "2.4.0"),
+    "TANH": ("1.14.0", "1.14.0", "2.3.0"),
     "TRANSPOSE": ("1.6.0", "1.14.0", "1.15.0", "2.3.0", "2.4.0", "2.12.0"),
     "TRANSPOSE_CONV": ("1.9.0", "2.2.0", "2.3.0", "2.13.0"),
 }
@@ -78,6 +81,22 @@ _INT8_IS_2 = frozenset(
 )
 
 
+_INT16 = {
+    **dict.fromkeys(("ADD", "AVERAGE_POOL_2D", "CONCATENATION", "LOGISTIC", "MAX_POOL_2D", "MEAN", "PAD"), 3),
+    **dict.fromkeys(("PADV2", "REDUCE_MAX", "RELU", "RELU6", "SOFTMAX", "TANH", "DEQUANTIZE"), 3),
+    **dict.fromkeys(("CONV_2D", "MAXIMUM", "MINIMUM", "MUL", "SLICE"), 4),
+    **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), 4),
+    **dict.fromkeys(("DEPTHWISE_CONV_2D", "SUB", "TRANSPOSE"), 5),
+    "FULLY_CONNECTED": 7,
+    "LEAKY_RELU": 2,
+    "QUANTIZE": 2,
+}
+"""Of int16 activations, beside int8 weights."""
+
+_DYNAMIC = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+"""Of int8 weights per channel beside float32 activations, which the operator quantizes itself."""
+
+
 def operator_version(operator: str, operands: Sequence[OperandType], options: Mapping[str, Any]) -> int:
     """Return the lowest version of `operator` that defines this use of it.
 
@@ -97,10 +116,14 @@ def operator_version(operator: str, operands: Sequence[OperandType], options: Ma
     num_dims = max(operand.num_dims for operand in operands)
     broadcasts = len({operand.num_dims for operand in operands}) > 1 and num_dims > 4
     int8_version = 2 if data.dtype == "int8" else 1
+    if data.dtype == "int16" or (operator == "QUANTIZE" and operands[-1].dtype == "int16"):
+        return _INT16.get(operator, 1)
     if operator in _INT8_IS_2:
         return int8_version
     if operator == "DEQUANTIZE":
         return 3 if data.dtype == "float16" else (5 if data.is_per_channel else int8_version)
+    if data.dtype == "float32" and len(operands) > 2 and operands[1].dtype == "int8":
+        return _DYNAMIC[operator]
     if operator in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         return _convolution_version(operator, is_int8, options)
     if operator == "FULLY_CONNECTED":

@@ -18,7 +18,10 @@ from edgecnn.runner.runtimes import import_runtime
 
 
 def traceable(program: Program) -> tuple[str, ...]:
-    """Return the names of the quantized activations, in execution order."""
+    """Return the quantized activations, of a dynamic Program all but its outputs, in execution order."""
+    if program.is_dynamic:
+        given_out = {name for output in program.outputs for name in output}
+        return tuple(op.output for op in program.ops if op.output not in given_out)
     return tuple(op.output for op in program.ops if program.tensors[op.output].quant is not None)
 
 
@@ -36,7 +39,7 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     """Return every quantized activation as ONNX Runtime computes it, int8, and outputs made in float.
 
     Args:
-        program: quantized.
+        program: quantized, or dynamic, of which every activation and output is given in float32.
         feeds: float32 (n, c, h, w) by input name.
         activation_dtype: of the file, "uint8" or "int8".
     """
@@ -55,7 +58,9 @@ def trace_onnx(program: Program, feeds: Mapping[str, Array], activation_dtype: s
     values = dict(zip((*names, *real), session.run([*names, *real.values()], dict(feeds)), strict=True))
     shift = 128 if activation_dtype == "uint8" else 0
     return {
-        name: value if name in real else (value.astype(np.int16) - shift).astype(np.int8)
+        name: (value.astype(np.int16) - shift).astype(np.int8)
+        if value.dtype in (np.int8, np.uint8)
+        else value
         for name, value in values.items()
     }
 
@@ -64,7 +69,7 @@ def trace_tflite(program: Program, feeds: Mapping[str, Array]) -> dict[str, Arra
     """Return every quantized activation as LiteRT computes it, int8, and outputs made in float.
 
     Args:
-        program: quantized.
+        program: quantized, or dynamic, of which every activation and output is given in float32.
         feeds: float32 (n, c, h, w) by input name; each image runs on its own.
     """
     from edgecnn.export.tflite import TfliteOptions, to_tflite

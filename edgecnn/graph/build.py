@@ -136,7 +136,8 @@ class ProgramBuilder:
         source = node.args[0]
         x = self.tensor(source)
         scale, zero_point = np.float32(node.args[1]), int(node.args[2])  # type: ignore[arg-type]
-        quant = QuantParams(np.asarray(scale, np.float32), zero_point)
+        dtype, num_bits = ("int16", 16) if node.args[5] is torch.int16 else ("int8", 8)
+        quant = QuantParams(np.asarray(scale, np.float32), zero_point, num_bits=num_bits)
         held = self.tensors[x].quant
         if held is not None:
             if held.zero_point == zero_point and np.array_equal(held.scale, quant.scale):
@@ -146,7 +147,7 @@ class ProgramBuilder:
             output = x
         else:
             output = self.emit(node, "quantize", [x])
-        self.tensors[output] = replace(self.tensors[output], dtype="int8", quant=quant)
+        self.tensors[output] = replace(self.tensors[output], dtype=dtype, quant=quant)
         return output
 
     def quantized_constant(self, node: fx.Node) -> str:
@@ -158,7 +159,9 @@ class ProgramBuilder:
             axis = int(node.args[3])  # type: ignore[arg-type]
             return self.constant(values, name, QuantParams(scale, 0, axis))
         scale = np.asarray(node.args[1], np.float32)
-        return self.constant(values, name, QuantParams(scale, int(node.args[2])))  # type: ignore[arg-type]
+        num_bits = 16 if values.dtype == np.int16 else 8
+        quant = QuantParams(scale, int(node.args[2]), num_bits=num_bits)  # type: ignore[arg-type]
+        return self.constant(values, name, quant)
 
     def fold(self, node: fx.Node) -> bool:
         """Evaluate a node whose inputs are all known; return whether it was."""

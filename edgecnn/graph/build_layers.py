@@ -16,6 +16,8 @@ from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.build import ProgramBuilder
 from edgecnn.graph.nodes import argument, layer_name, pair
 
+qd = torch.ops.quantized_decomposed
+
 
 def read_padding(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> int:
     """Return the padding at the end that `out` windows really read.
@@ -59,6 +61,13 @@ def _weights(builder: ProgramBuilder, node: fx.Node) -> tuple[list[str], tuple[i
     return names, weight.shape
 
 
+def _run_time(node: fx.Node, over: str) -> dict[str, Any]:
+    """Return the attribute `dynamic` of a layer whose input is quantized at run time, else nothing."""
+    x = node.args[0]
+    is_dynamic = isinstance(x, fx.Node) and x.target is qd.dequantize_per_tensor.tensor
+    return {"dynamic": over} if is_dynamic else {}
+
+
 def conv2d(builder: ProgramBuilder, node: fx.Node) -> str:
     """Lower aten.conv2d, with a number or "same"/"valid" as padding."""
     names, w_shape = _weights(builder, node)
@@ -72,9 +81,8 @@ def conv2d(builder: ProgramBuilder, node: fx.Node) -> str:
     window = {"kernel": kernel, "stride": stride, "dilation": dilation}
     pads = _window(builder.tensors[names[0]].shape, builder.shape(node), window, before)
     groups = int(argument(node, 6, "groups", 1))
-    return builder.emit(
-        node, "conv2d", names, {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}
-    )
+    attributes = {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}
+    return builder.emit(node, "conv2d", names, {**attributes, **_run_time(node, "image")})
 
 
 def conv_transpose2d(builder: ProgramBuilder, node: fx.Node) -> str:
@@ -98,7 +106,7 @@ def conv_transpose2d(builder: ProgramBuilder, node: fx.Node) -> str:
 def linear(builder: ProgramBuilder, node: fx.Node) -> str:
     """Lower aten.linear."""
     names, _ = _weights(builder, node)
-    return builder.emit(node, "linear", names)
+    return builder.emit(node, "linear", names, _run_time(node, "row"))
 
 
 def batch_norm(builder: ProgramBuilder, node: fx.Node) -> str:

@@ -12,7 +12,7 @@ from torch import fx
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph import build_layers as layers
 from edgecnn.graph import build_shapes as shapes
-from edgecnn.graph.build import Handler, ProgramBuilder
+from edgecnn.graph.build import Handler, ProgramBuilder, qd
 from edgecnn.graph.nodes import argument, aten, layer_name
 
 
@@ -90,6 +90,11 @@ def _negate(builder: ProgramBuilder, node: fx.Node) -> str:
     return builder.emit(node, "mul", [builder.tensor(node.args[0]), builder.tensor(-1.0)])
 
 
+def _run_time_parameters(builder: ProgramBuilder, node: fx.Node) -> list[str]:  # noqa: ARG001 (a Handler)
+    """Give names that no tensor has to scale and zero point: they exist in the runtime's layer alone."""
+    return ["", ""]
+
+
 HANDLERS: dict[Any, Handler] = {
     aten.conv2d.default: layers.conv2d,
     aten.conv2d.padding: layers.conv2d,
@@ -150,6 +155,9 @@ HANDLERS: dict[Any, Handler] = {
     aten.expand.default: shapes.expand,
     aten.expand_as.default: shapes.expand,
     shapes.GETITEM: shapes.getitem,
+    qd.choose_qparams.tensor: _run_time_parameters,
+    qd.quantize_per_tensor.tensor: shapes.identity,
+    qd.dequantize_per_tensor.tensor: shapes.identity,
     **dict.fromkeys(
         (
             aten.dropout.default,

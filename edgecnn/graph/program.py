@@ -7,6 +7,8 @@ the batch, written as BATCH. An activation or weight with `quant` set holds int8
 
     real = scale * (q - zero_point)          q in [-128, 127] (activations), [-127, 127] (weights)
 
+(or int16 activations in [-32768, 32767] with zero_point 0, beside the same int8 weights)
+
 and a bias holds int32 with scale = scale_x * scale_w[c], zero_point 0. A float Program is the same thing
 with no `quant` anywhere, used for the float baseline files.
 
@@ -43,6 +45,10 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
     quantize          float x -> quantized        dequantize  quantized x -> float
     requantize        quantized x -> quantized with other parameters
 
+conv2d and linear may have the attribute `dynamic`, "image", "row" or "pixel": x and the output are float32,
+w is int8, and the runtime quantizes x to int8 itself, with a scale and a zero point from the range (0
+included) of each image, each row of the last dimension, or the channels of each pixel.
+
 max_pool2d, avg_pool2d, amax, concat, slice, pad, reshape, transpose and resize keep the quantization
 parameters of their input (all inputs of a concat share one set). sigmoid and softmax give scale 1/256,
 zero_point -128; tanh gives scale 1/128, zero_point 0. A quantized network holds hard_swish and hard_sigmoid
@@ -67,12 +73,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class QuantParams:
-    """Affine int8 quantization parameters: real = scale * (q - zero_point).
+    """Affine quantization parameters: real = scale * (q - zero_point).
 
     Attributes:
         scale: float32, shape () for per_tensor or (channels,) for per_channel.
         zero_point: one integer; 0 for per_channel.
         axis: channel dimension of per_channel parameters, None for per_tensor.
+        num_bits: of an activation: 8, or 16.
 
     Example:
         >>> q = QuantParams(np.float32(0.5), zero_point=-128)
@@ -83,6 +90,22 @@ class QuantParams:
     scale: Array
     zero_point: int = 0
     axis: int | None = None
+    num_bits: int = 8
+
+    @property
+    def low(self) -> int:
+        """The lowest level."""
+        return -(1 << (self.num_bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The highest level."""
+        return (1 << (self.num_bits - 1)) - 1
+
+    @property
+    def dtype(self) -> type[np.signedinteger[Any]]:
+        """The type of the levels."""
+        return np.int8 if self.num_bits == 8 else np.int16
 
     def broadcast_scale(self, num_dims: int) -> Array:
         """Return the scale shaped to multiply a tensor of `num_dims` dimensions."""
@@ -97,10 +120,10 @@ class QuantParams:
         real: Array = (q.astype(np.int32) - self.zero_point).astype(np.float32) * self.broadcast_scale(q.ndim)
         return real
 
-    def quantize(self, x: Array, low: int = -128, high: int = 127) -> Array:
-        """Return clamp(round_half_even(x / scale) + zero_point, low, high) as int8, with x's shape."""
+    def quantize(self, x: Array) -> Array:
+        """Return clamp(round_half_even(x / scale) + zero_point, low, high) in `dtype`, with x's shape."""
         q = np.rint(x.astype(np.float32) / self.broadcast_scale(x.ndim)) + self.zero_point
-        clamped: Array = np.clip(q, low, high).astype(np.int8)
+        clamped: Array = np.clip(q, self.low, self.high).astype(self.dtype)
         return clamped
 
 
@@ -111,9 +134,9 @@ class Tensor:
     Attributes:
         name: unique in the Program.
         shape: dimension 0 of an activation is BATCH.
-        dtype: "float32", "int8" (quantized) or "int32" (bias). A weight may be "float16": it is
+        dtype: "float32", "int8" or "int16" (quantized) or "int32" (bias). A weight may be "float16": it is
             read as float32.
-        quant: parameters of an int8 or int32 tensor, None for float32.
+        quant: parameters of an integer tensor, None for float32.
         data: the constant's values in `dtype`, None for an activation.
     """
 
@@ -170,6 +193,17 @@ class Program:
     def computes_in_float(self) -> bool:
         """Whether no activation is quantized; weights may be stored in float16 or int8 all the same."""
         return all(tensor.quant is None for tensor in self.tensors.values() if tensor.data is None)
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of quantized activations, 8 where there are none."""
+        found = [t.quant.num_bits for t in self.tensors.values() if t.quant is not None and t.data is None]
+        return max(found, default=8)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a runtime quantizes activations itself, by scales that the file does not hold."""
+        return any(op.attributes.get("dynamic") for op in self.ops)
 
     def consumers(self) -> dict[str, list[Op]]:
         """Return for each tensor name the ops that read it, in order."""

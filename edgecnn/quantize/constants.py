@@ -71,6 +71,7 @@ def quantize_layer(
     x_scale: float,
     options: QuantizeStatic,
     input_mean: npt.NDArray[np.float64] | None,
+    scales: npt.NDArray[np.float32] | None = None,
 ) -> None:
     """Replace a layer's weight and bias by integers.
 
@@ -80,6 +81,7 @@ def quantize_layer(
         x_scale: scale of its input.
         options: weight_bits, weight_observer.
         input_mean: mean input per channel for bias correction, None to leave the bias as it is.
+        scales: of the weight per output channel, None to choose them.
     """
     spec = spec_of(node)
     weight_node, bias_node = argument(node, 1, "weight"), argument(node, 2, "bias")
@@ -91,9 +93,8 @@ def quantize_layer(
     weight = fetch(graph, weight_node).float().numpy()
     groups = _groups(node)
     bias = None if bias_node is None else fetch(graph, bias_node).float().numpy()
-    scales = weight_scales(weight, axis, num_bits=bits, minimize_mse=options.weight_observer == "mse")
-    if axis == 1 and groups > 1:  # a scale per output channel of a group would have to serve all groups
-        scales = np.full_like(scales, scales.max())
+    if scales is None:
+        scales = layer_scales(weight, axis, groups, options)
     if bias is not None:
         reach = bias if len(bias) == len(scales) else np.full_like(scales, np.abs(bias).max())
         scales = widen_for_bias(scales, reach, x_scale)
@@ -111,6 +112,24 @@ def quantize_layer(
     tail = node.args[3:]
     node.args = (node.args[0], new_weight, new_bias, *tail)
     node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
+
+
+def layer_scales(
+    weight: npt.NDArray[np.float32], axis: int, groups: int, options: QuantizeStatic
+) -> npt.NDArray[np.float32]:
+    """Return the scales of a layer's weight, float32 (c_out,), all one in a grouped transposed convolution.
+
+    Args:
+        weight: any shape.
+        axis: of the output channels.
+        groups: of the convolution.
+        options: weight_bits, weight_observer.
+    """
+    mse = options.weight_observer == "mse"
+    scales = weight_scales(weight, axis, num_bits=options.weight_bits, minimize_mse=mse)
+    if axis == 1 and groups > 1:  # a scale per output channel of a group would have to serve all groups
+        return np.full_like(scales, scales.max())
+    return scales
 
 
 def _groups(node: fx.Node) -> int:

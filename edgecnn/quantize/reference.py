@@ -20,6 +20,7 @@ from edgecnn.errors import DataError, UnsupportedOpError
 from edgecnn.graph.program import BATCH, Array, Op, Program, Tensor
 from edgecnn.quantize import reference_conv, reference_elementwise, reference_spatial
 from edgecnn.quantize.reference_call import Call
+from edgecnn.quantize.reference_dynamic import held_at_run_time
 
 _KERNELS: Mapping[str, Callable[[Call], Array]] = MappingProxyType(
     {
@@ -170,6 +171,8 @@ def run_op(program: Program, op: Op, inputs: Sequence[Array | None]) -> Array:
         pass  # the two kinds that mix float and quantized tensors
     elif output.quant is None:
         arrays = [_as_float(op, tensor, array) for tensor, array in zip(tensors, arrays, strict=True)]
+        if op.attributes.get("dynamic"):
+            arrays[0] = held_at_run_time(arrays[0], op.attributes["dynamic"])
     else:
         _check_quantized(op, tensors)
     return kernel(Call(op, tensors, output, tuple(arrays)))

@@ -1,5 +1,5 @@
 """What every kernel of the NumPy reference shares: one op with its tensors and raw values, and the
-one place where an exact sum becomes an int8 value.
+one place where an exact sum becomes an int8 or int16 value.
 
     q_y = clamp(round_half_even(acc * multiplier) + zero_point_y, q_lo, q_hi)        all in float32
 """
@@ -13,9 +13,6 @@ import numpy as np
 
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.program import Array, Op, QuantParams, Tensor
-
-Q_MIN, Q_MAX = -128, 127
-"""Range of an int8 activation."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def scale_ratio(numerator: QuantParams, denominator: QuantParams) -> np.float32:
 
 
 def clamp_levels(clamp: tuple[float | None, float | None] | None, quant: QuantParams) -> tuple[int, int]:
-    """Return (q_lo, q_hi): real clamp bounds as int8 levels.
+    """Return (q_lo, q_hi): real clamp bounds as levels.
 
     Args:
         clamp: (lo, hi) in real units; either may be None, and so may the pair.
@@ -103,9 +100,9 @@ def clamp_levels(clamp: tuple[float | None, float | None] | None, quant: QuantPa
 
     def level(bound: float) -> int:
         real = np.float32(bound) / float_scale(quant)
-        return int(np.clip(np.rint(real) + quant.zero_point, Q_MIN, Q_MAX))
+        return int(np.clip(np.rint(real) + quant.zero_point, quant.low, quant.high))
 
-    return (Q_MIN if low is None else level(low)), (Q_MAX if high is None else level(high))
+    return (quant.low if low is None else level(low)), (quant.high if high is None else level(high))
 
 
 def clamp_real(y: Array, clamp: tuple[float | None, float | None] | None) -> Array:
@@ -127,7 +124,7 @@ def to_levels(
         clamp: bounds in real units.
 
     Returns:
-        int8, the same shape.
+        int8 or int16, the same shape.
 
     Example:
         >>> to_levels(np.float32([0.5, 1.5, -0.5, 300]), QuantParams(np.float32(1), 10)).tolist()
@@ -138,7 +135,7 @@ def to_levels(
     np.rint(scaled, out=scaled)
     scaled += np.float32(quant.zero_point)
     np.clip(scaled, np.float32(low), np.float32(high), out=scaled)
-    return scaled.astype(np.int8)
+    return scaled.astype(quant.dtype)
 
 
 def centered(q: Array, quant: QuantParams) -> Array:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecnn.graph.program import Array, QuantParams
-from edgecnn.quantize.reference_call import Q_MAX, Q_MIN, Call, clamp_real, float_scale, to_levels
+from edgecnn.quantize.reference_call import Call, clamp_real, float_scale, to_levels
 
 _CHUNK_VALUES = 1 << 20
 """Columns of so many values are unfolded at a time: few enough to stay in cache."""
@@ -114,7 +114,8 @@ def _convolution(call: Call, x: Array, w: Array, geometry: _Geometry) -> Array:
     weight = w.astype(dtype)
     bias = None if b is None else b.astype(dtype)[:, None, None]
 
-    y = np.empty((x.shape[0], c_out, *size), np.float32 if multiplier is None else np.int8)
+    held = np.float32 if multiplier is None else call.output_quant.dtype
+    y = np.empty((x.shape[0], c_out, *size), held)
     column_values = x.shape[1] * max(k_h * k_w * size[0] * size[1], 1)
     step = max(1, _CHUNK_VALUES // max(column_values, 1))
     for start in range(0, x.shape[0], step):
@@ -190,7 +191,7 @@ def _window(x: Array, row: int, column: int, geometry: _Geometry, size: tuple[in
 
 def _exact_dtype(w: Array, b: Array | None, quant_x: QuantParams) -> type[np.floating]:
     """Return float32 where it holds every partial sum exactly, else float64; w is (c_out, ...)."""
-    reach = max(Q_MAX - quant_x.zero_point, quant_x.zero_point - Q_MIN)
+    reach = max(quant_x.high - quant_x.zero_point, quant_x.zero_point - quant_x.low)
     bound = np.abs(w.reshape(w.shape[0], -1).astype(np.int16)).sum(axis=1, dtype=np.int64) * reach
     if b is not None:
         bound = bound + np.abs(b.astype(np.int64))

@@ -17,8 +17,6 @@ import numpy as np
 
 from edgecnn.graph.program import Array
 from edgecnn.quantize.reference_call import (
-    Q_MAX,
-    Q_MIN,
     Call,
     centered,
     clamp_levels,
@@ -70,7 +68,7 @@ def clamp(call: Call) -> Array:
     quant_x, quant_y = call.quant(0), call.output_quant
     if float_scale(quant_x) == float_scale(quant_y) and quant_x.zero_point == quant_y.zero_point:
         low, high = clamp_levels(call.attribute("clamp"), quant_y)
-        return np.asarray(np.clip(x, low, high), np.int8)
+        return np.asarray(np.clip(x, low, high), quant_y.dtype)
     return requantize(call)
 
 
@@ -125,13 +123,14 @@ def softmax(call: Call) -> Array:
 
 
 def _by_table(call: Call, function: Callable[[Array], Array]) -> Array:
-    """Apply a float32 function, to int8 through a table of its 256 values."""
+    """Apply a float32 function, to integers through a table of all its values."""
     (x,) = call.arrays
     if not call.is_quantized:
         return function(x)
-    levels = np.arange(Q_MIN, Q_MAX + 1, dtype=np.int16)
-    table = call.output_quant.quantize(function(call.quant(0).dequantize(levels)))
-    return np.take(table, x.astype(np.int16) - Q_MIN)
+    quant = call.quant(0)
+    levels = np.arange(quant.low, quant.high + 1, dtype=np.int32)
+    table = call.output_quant.quantize(function(quant.dequantize(levels)))
+    return np.take(table, x.astype(np.int32) - quant.low)
 
 
 def _sigmoid(x: Array) -> Array:

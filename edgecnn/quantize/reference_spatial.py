@@ -15,7 +15,7 @@ import numpy as np
 
 from edgecnn.graph.interpolation import WEIGHT_BITS, integer_weights, interpolation
 from edgecnn.graph.program import Array, QuantParams
-from edgecnn.quantize.reference_call import Q_MIN, Call, float_scale, to_levels
+from edgecnn.quantize.reference_call import Call, float_scale, to_levels
 
 Positions = tuple[Array, Array, Array]
 """First and second source position and weight of the second, as `interpolation` gives them."""
@@ -24,7 +24,7 @@ Positions = tuple[Array, Array, Array]
 def max_pool2d(call: Call) -> Array:
     """Compute max_pool2d: x (n, c, h, w) -> (n, c, h_out, w_out); padding never wins."""
     (x,) = call.arrays
-    fill = Q_MIN if call.is_quantized else -np.inf
+    fill = call.quant(0).low if call.is_quantized else -np.inf
     y: Array | None = None
     for window in _windows(x, call, fill):
         y = window.copy() if y is None else np.maximum(y, window, out=y)
@@ -121,12 +121,13 @@ def resize(call: Call) -> Array:
 
 
 def _interpolated_levels(x: Array, vertical: Positions, horizontal: Positions) -> Array:
-    """Return int8 x interpolated in exact integers, rounded half up."""
+    """Return x interpolated in exact integers, rounded half up."""
     down, across = integer_weights(vertical[2]), integer_weights(horizontal[2])
-    one = np.int32(1 << WEIGHT_BITS)
-    total = _interpolated(x.astype(np.int32), (*vertical[:2], down), (*horizontal[:2], across), one)
-    half = np.int32(1 << (2 * WEIGHT_BITS - 1))
-    return np.asarray((total + half) >> (2 * WEIGHT_BITS), np.int8)
+    wide = np.int32 if x.dtype == np.int8 else np.int64
+    one = wide(1 << WEIGHT_BITS)
+    total = _interpolated(x.astype(wide), (*vertical[:2], down), (*horizontal[:2], across), one)
+    half = wide(1 << (2 * WEIGHT_BITS - 1))
+    return np.asarray((total + half) >> (2 * WEIGHT_BITS), x.dtype)
 
 
 def _interpolated(x: Array, vertical: Positions, horizontal: Positions, one: np.generic) -> Array:

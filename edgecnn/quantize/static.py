@@ -12,11 +12,13 @@ correction).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers torch.ops.quantized_decomposed)
@@ -39,6 +41,43 @@ from edgecnn.quantize.ties import remove_ties
 
 qd = torch.ops.quantized_decomposed
 Parameters = dict[fx.Node, tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float network with all that its integers follow from.
+
+    Attributes:
+        model: the float network, batch norms and constants folded; its graph may be edited.
+        slots: which of its values are held in int8, and which share their parameters.
+        layers: nodes with weights.
+        statistics: what was seen on the calibration images.
+        mean_counts: how many values each mean averages.
+        by_root: (scale, zero_point) of each slot, by its root, without ties.
+    """
+
+    model: Model
+    slots: Slots
+    layers: frozenset[fx.Node]
+    statistics: Statistics
+    mean_counts: dict[fx.Node, int]
+    by_root: Parameters
+
+    @property
+    def parameters(self) -> Parameters:
+        """(scale, zero_point) of every value that has a slot."""
+        return {node: self.by_root[self.slots.root(node)] for node in self.slots.parent}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the calibration."""
+        found = _float_warnings(self.slots.floats, self.layers)
+        dead = [layer_name(n) for n, seen in self.statistics.ranges.items() if seen == (0.0, 0.0)]
+        if dead:
+            named = ", ".join(dead[:3])
+            found.append(f"{len(dead)} activations were zero on every calibration image, first {named}")
+        return tuple(found)
+
 
 BIAS_METHODS = ("mean_input", "batch_norm", "in_order")
 ROUNDINGS = ("nearest", "adaround", "brecq")
@@ -108,44 +147,41 @@ class QuantizeStatic:
 
     def requires(self, model: Model) -> None:
         """Refuse a graph that is quantized already, has batch norms, or lacks a layer that is named."""
-        for node in model.graph.graph.nodes:
-            if "quantized_decomposed" in str(node.target):
-                raise PassError("the model is quantized already", hint="start from the float model")
-            if node.target is aten.batch_norm.default:
-                raise PassError(
-                    f"{layer_name(node)} is not folded", hint="put fold_batch_norm ahead of quantize_static"
-                )
+        require_folded(model, self.name)
         match_layers(model.graph, self.float_layers)
 
     def run(self, model: Model, context: PassContext) -> Model:
         """Return the model with quantize/dequantize nodes and integer weights."""
+        calibrated = self.calibrated(model, context)
+        work = calibrated.model
+        float_model = work.with_graph(copy_graph(work.graph)) if self._is_learned() else work
+        quantized = work.with_graph(self.write(calibrated))
+        if self._is_learned():
+            quantized = self._learn(float_model, quantized, context)
+        return quantized.with_warning(*calibrated.warnings)
+
+    def calibrated(self, model: Model, context: PassContext) -> Calibrated:
+        """Run the calibration images and choose the parameters of every slot.
+
+        Raises:
+            PassError: if there are no images.
+        """
         if context.calibration is None:
-            raise PassError("quantize_static needs calibration images, found none")
+            raise PassError(f"{self.name} needs calibration images, found none")
         work = model.with_graph(fold_constants(copy_graph(model.graph)))
         floats = self._plan(model, work, context)
         slots = assign_slots(work.graph, floats)
-        layers = frozenset(n for n in work.graph.graph.nodes if _has_weight(n) and n not in floats.nodes)
+        layers = frozenset(n for n in work.graph.graph.nodes if has_weight(n) and n not in floats.nodes)
         observers = {node: make_observer(self.observer) for node in slots.sources}
         statistics = Statistics(observers)
         indices = context.calibration_indices[: self.num_samples]
         watched = layers if self.bias_correction else frozenset()
         calibrate(work, statistics, watched, context.calibration, indices, context.progress)
-        parameters = _slot_parameters(slots, statistics, _mean_counts(work, slots))
+        mean_counts = _mean_counts(work, slots)
+        by_root = _slot_parameters(slots, statistics, mean_counts)
         if self.bias_correction and self.bias_method == "batch_norm":
             statistics.input_means.update(batch_norm_means(work))
-        float_model = work.with_graph(copy_graph(work.graph)) if self._is_learned() else work
-        graph = self._rewrite(work.graph, slots, parameters, statistics, layers)
-        quantized = work.with_graph(finish(graph))
-        if self._is_learned():
-            quantized = self._learn(float_model, quantized, context)
-        quantized = quantized.with_warning(*_float_warnings(floats, layers))
-        dead = [layer_name(n) for n, found in statistics.ranges.items() if found == (0.0, 0.0)]
-        if dead:
-            named = ", ".join(dead[:3])
-            quantized = quantized.with_warning(
-                f"{len(dead)} activations were zero on every calibration image, first {named}"
-            )
-        return quantized
+        return Calibrated(work, slots, layers, statistics, mean_counts, by_root)
 
     def _plan(self, model: Model, work: Model, context: PassContext) -> FloatPlan:
         """Return what computes in float, and record it.
@@ -187,36 +223,64 @@ class QuantizeStatic:
         """Check that every layer reads integer weights, and float ones where `float_layers` names it."""
         named = {node.name for node in match_layers(before.graph, self.float_layers)}
         for node in after.graph.graph.nodes:
-            if not _has_weight(node):
+            if not has_weight(node):
                 continue
             is_integer = "dequantize" in str(argument(node, 1, "weight").target)
             if is_integer == (node.name in named):
                 kind = "an integer" if is_integer else "a float"
                 raise PassError(f"{layer_name(node)} has {kind} weight after quantize_static")
 
-    def _rewrite(
-        self,
-        graph: fx.GraphModule,
-        slots: Slots,
-        parameters: Parameters,
-        statistics: Statistics,
-        layers: frozenset[fx.Node],
+    def write(
+        self, calibrated: Calibrated, scales: Mapping[fx.Node, npt.NDArray[np.float32]] | None = None
     ) -> fx.GraphModule:
-        """Insert the constants first (their input's parameters are looked up by node), then q/dq."""
-        for node in [node for node in graph.graph.nodes if node in layers]:
-            mean = statistics.input_means.get(node)
-            x_scale = parameters[_held_input(slots, node)][0]
-            quantize_layer(graph, node, x_scale, self, mean)
-        for node in list(graph.graph.nodes):
-            is_integer = node not in slots.floats.nodes
-            if is_integer and spec_of(node) is not None and not _has_weight(node):
-                held = node if node in parameters else next(iter(node.users), node)  # its clamp
-                quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0])
+        """Write the integers into the graph, which is changed.
+
+        The constants come first (their input's parameters are looked up by node), then q/dq.
+
+        Args:
+            calibrated: weights and parameters.
+            scales: of the weights per output channel, float32 (c_out,), by layer; those that are missing are
+                chosen by `weight_observer`.
+        """
+        graph, slots, parameters = calibrated.model.graph, calibrated.slots, calibrated.parameters
+        given = scales or {}
+        for node in [node for node in graph.graph.nodes if node in calibrated.layers]:
+            mean = calibrated.statistics.input_means.get(node)
+            x_scale = parameters[held_input(slots, node)][0]
+            quantize_layer(graph, node, x_scale, self, mean, given.get(node))
+        quantize_all_operands(graph, parameters, slots.floats.nodes)
         for node in slots.held:
             _hold(graph, node, parameters[node], slots.readers(node))
         for producer, consumer in slots.conversions:
             _convert(graph, producer, consumer, parameters[consumer])
-        return graph
+        return finish(graph)
+
+
+def require_folded(model: Model, step: str) -> None:
+    """Check that a graph is float and without batch norms.
+
+    Args:
+        model: to be quantized.
+        step: the pass that asks, for the message.
+
+    Raises:
+        PassError: if it is not.
+    """
+    for node in model.graph.graph.nodes:
+        if "quantized_decomposed" in str(node.target):
+            raise PassError("the model is quantized already", hint="start from the float model")
+        if node.target is aten.batch_norm.default:
+            raise PassError(f"{layer_name(node)} is not folded", hint=f"put fold_batch_norm ahead of {step}")
+
+
+def quantize_all_operands(
+    graph: fx.GraphModule, parameters: Parameters, floats: Collection[fx.Node] = ()
+) -> None:
+    """Replace every number and parameter that arithmetic reads by an int8 constant, but for `floats`."""
+    for node in list(graph.graph.nodes):
+        if node not in floats and spec_of(node) is not None and not has_weight(node):
+            held = node if node in parameters else next(iter(node.users), node)  # its clamp
+            quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0])
 
 
 def _float_warnings(floats: FloatPlan, layers: frozenset[fx.Node]) -> list[str]:
@@ -238,12 +302,13 @@ def _layers(nodes: Iterable[fx.Node]) -> list[str]:
     return list(dict.fromkeys(layer_name(node) for node in nodes))
 
 
-def _has_weight(node: fx.Node) -> bool:
+def has_weight(node: fx.Node) -> bool:
+    """Whether a node is a layer with weights."""
     spec = spec_of(node) if node.op == "call_function" else None
     return spec is not None and spec.weight_axis is not None
 
 
-def _held_input(slots: Slots, node: fx.Node) -> fx.Node:
+def held_input(slots: Slots, node: fx.Node) -> fx.Node:
     """Return the held value that a layer reads."""
     source = node.args[0]
     if not isinstance(source, fx.Node) or source not in slots.parent:
@@ -265,7 +330,7 @@ def _mean_counts(model: Model, slots: Slots) -> dict[fx.Node, int]:
 
 
 def _slot_parameters(slots: Slots, statistics: Statistics, mean_counts: dict[fx.Node, int]) -> Parameters:
-    """Return (scale, zero_point) of every value that has a slot."""
+    """Return (scale, zero_point) of every slot, by its root."""
     ranges: dict[fx.Node, tuple[float, float]] = {}
     for node, (low, high) in statistics.ranges.items():
         root = slots.root(node)
@@ -276,7 +341,7 @@ def _slot_parameters(slots: Slots, statistics: Statistics, mean_counts: dict[fx.
         if slots.root(node) is node:
             by_root[node] = fixed
     remove_ties(slots, by_root, mean_counts)
-    return {node: by_root[slots.root(node)] for node in slots.parent}
+    return by_root
 
 
 def _hold(

@@ -38,14 +38,17 @@ PRODUCT_DENOMINATOR = 4095
 """Larger, since a product's ratio is small: 1/128 for a sigmoid gate, whose scale then grows by up to 3 %."""
 
 
-def tie_free_scale(scale: float, scale_y: float) -> float:
-    """Return the smallest p / 2047 * scale_y that is not below `scale`, as a float32 value.
+def tie_free_scale(scale: float, scale_y: float, *, nearest: bool = False) -> float:
+    """Return the smallest p / 2047 * scale_y that is not below `scale`, or the nearest, as a float32 value.
 
     Example:
         >>> tie_free_scale(0.5, 1.0) == float(np.float32(1024 / 2047))
         True
+        >>> tie_free_scale(0.5001, 1.0, nearest=True) == float(np.float32(1024 / 2047))
+        True
     """
-    p = max(math.ceil(scale / scale_y * DENOMINATOR - 1e-6), 1)
+    p = scale / scale_y * DENOMINATOR
+    p = max(round(p) if nearest else math.ceil(p - 1e-6), 1)
     return float(np.float32(p * scale_y / DENOMINATOR))
 
 
@@ -60,8 +63,8 @@ def offset_scale(offset: float, scale_y: float) -> float:
     return float(np.float32(max(offset * DENOMINATOR / q, scale_y)))
 
 
-def mean_scale(scale_x: float, scale_y: float, count: int) -> float:
-    """Return a scale not below `scale_y` for which no mean of `count` integers lies half-way.
+def mean_scale(scale_x: float, scale_y: float, count: int, *, nearest: bool = False) -> float:
+    """Return a scale not below `scale_y`, or the nearest, at which no mean of `count` integers is a tie.
 
     With count = 2^a m, m odd, the mean's steps are sum * p / (count D) for scale_x / scale_y = p / D; a tie
     needs 2 sum p = count D (2 k + 1), which no whole numbers fulfil when D is odd and p a multiple of 2^a.
@@ -74,27 +77,36 @@ def mean_scale(scale_x: float, scale_y: float, count: int) -> float:
     a = (count & -count).bit_length() - 1
     ratio = scale_x / scale_y
     denominator = max(int(32 * 2**a / ratio) | 1, 3)
-    p = max(math.floor(ratio * denominator / 2**a), 1) * 2**a
-    return float(np.float32(max(scale_x * denominator / p, scale_y)))
+    p = ratio * denominator / 2**a
+    p = max(round(p) if nearest else math.floor(p), 1) * 2**a
+    found = scale_x * denominator / p
+    return float(np.float32(found if nearest else max(found, scale_y)))
 
 
-def product_scale(scale_a: float, scale_b: float, scale_y: float) -> float:
+def product_scale(scale_a: float, scale_b: float, scale_y: float, *, nearest: bool = False) -> float:
     """Return the smallest scale, at most 0.5 % below `scale_y`, with scale_a scale_b / scale = p / 4095.
+
+    `nearest` is the nearest such scale.
 
     Example: a gate in steps of 1/256 on values in the product's own scale: p = 16 for 15.996.
         >>> round(product_scale(1 / 256, 1.0, 1.0), 4)
         0.9998
     """
-    p = max(math.floor(scale_a * scale_b / scale_y * PRODUCT_DENOMINATOR * 1.005), 1)
+    p = scale_a * scale_b / scale_y * PRODUCT_DENOMINATOR
+    p = max(round(p) if nearest else math.floor(p * 1.005), 1)
     return float(np.float32(scale_a * scale_b * PRODUCT_DENOMINATOR / p))
 
 
 def remove_ties(
-    slots: Slots, by_root: dict[fx.Node, tuple[float, int]], mean_counts: Mapping[fx.Node, int]
+    slots: Slots,
+    by_root: dict[fx.Node, tuple[float, int]],
+    mean_counts: Mapping[fx.Node, int],
+    *,
+    nearest: bool = False,
 ) -> None:
     """Adjust the scales of slots that additions and subtractions read, or that means and products write.
 
-    Ranges only grow.
+    Ranges only grow, unless `nearest`.
 
     The output of an addition with a number, or with a value whose parameters are prescribed, is adjusted too.
 
@@ -105,6 +117,8 @@ def remove_ties(
         slots: of the graph.
         by_root: (scale, zero_point) per slot root, changed in place.
         mean_counts: how many values each mean node averages.
+        nearest: change every scale as little as it takes, be it to a smaller one: for scales that were
+            learned, which have no range that they must cover.
     """
     final = {slots.root(node) for node in slots.fixed}
     integer = [held for held in slots.held if held not in slots.floats.nodes]
@@ -125,13 +139,14 @@ def remove_ties(
             if root in final:
                 continue
             scale, zero_point = by_root[root]
-            by_root[root] = (tie_free_scale(scale, by_root[y][0]), zero_point)
+            by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
             final.add(root)
     for node, count in mean_counts.items():
         source, y = node.args[0], slots.root(node)
         if y not in final and isinstance(source, fx.Node) and source in slots.parent:
             scale, zero_point = by_root[y]
-            by_root[y] = (mean_scale(by_root[slots.root(source)][0], scale, count), zero_point)
+            scale_x = by_root[slots.root(source)][0]
+            by_root[y] = (mean_scale(scale_x, scale, count, nearest=nearest), zero_point)
             final.add(y)
     for held in integer:
         product = _arithmetic(held, _PRODUCTS)
@@ -139,7 +154,7 @@ def remove_ties(
         factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
         if y not in final and factors and all(factors):
             scale, zero_point = by_root[y]
-            by_root[y] = (product_scale(factors[0], factors[1], scale), zero_point)
+            by_root[y] = (product_scale(factors[0], factors[1], scale, nearest=nearest), zero_point)
             final.add(y)
 
 

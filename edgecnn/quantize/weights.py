@@ -77,33 +77,11 @@ class StoreWeights:
 
     def requires(self, model: Model) -> None:
         """Refuse a graph whose weights are narrow already, or a batch norm that would be folded into them."""
-        for node in model.graph.graph.nodes:
-            if "quantized_decomposed" in str(node.target):
-                raise PassError("the model is quantized already", hint="start from the float model")
-            if node.target is aten.batch_norm.default:
-                raise PassError(
-                    f"{layer_name(node)} is not folded", hint="put fold_batch_norm ahead of store_weights"
-                )
+        refuse_unfolded(model, self.name)
 
     def run(self, model: Model, context: PassContext) -> Model:  # noqa: ARG002 (the Pass protocol's signature)
         """Return the model with narrow weights behind conversions to float32."""
-        work = model.with_graph(copy_graph(model.graph))
-        stored: dict[tuple[fx.Node, int], fx.Node] = {}
-        for node in list(work.graph.graph.nodes):
-            spec = spec_of(node) if node.op == "call_function" else None
-            if spec is None or spec.weight_axis is None:
-                continue
-            weight = argument(node, 1, "weight")
-            if not is_constant(weight):
-                raise UnsupportedOpError(
-                    f"{layer_name(node)} has a weight computed from the input, expected a parameter"
-                )
-            key = (weight, spec.weight_axis)
-            if key not in stored:
-                stored[key] = self._store(work.graph, node, weight, spec.weight_axis)
-            node.args = (node.args[0], stored[key], argument(node, 2, "bias"), *node.args[3:])
-            node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
-        return work.with_graph(finish(work.graph))
+        return narrow_weights(model, self.dtype)
 
     def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
         """Check that every layer reads a converted weight."""
@@ -112,15 +90,66 @@ class StoreWeights:
             if spec is not None and spec.weight_axis is not None and is_constant(node.args[1]):
                 raise PassError(f"{layer_name(node)} has a float32 weight after store_weights")
 
-    def _store(self, graph: fx.GraphModule, node: fx.Node, weight: fx.Node, axis: int) -> fx.Node:
-        """Add the narrow weight ahead of a layer and return its float32 value's node."""
-        values = fetch(graph, weight).float()
-        if self.dtype == "float16":
-            return _as_half(graph, node, weight, values)
-        given = values.numpy()
-        scales = weight_scales(given, axis, minimize_mse=False)
-        q = quantize_weight(given, scales, axis)
-        return dequantized(graph, node, f"{weight.target}_int8", q, scales, axis)
+
+def narrow_weights(model: Model, dtype: str, num_bits: int = 8) -> Model:
+    """Return a model whose layers read narrow weights behind conversions to float32.
+
+    Args:
+        model: float, batch norms folded.
+        dtype: "float16" or "int8".
+        num_bits: of int8 values.
+
+    Raises:
+        UnsupportedOpError: if a weight is no parameter.
+        PassError: if one is too large for float16.
+    """
+    work = model.with_graph(copy_graph(model.graph))
+    stored: dict[tuple[fx.Node, int], fx.Node] = {}
+    for node in list(work.graph.graph.nodes):
+        spec = spec_of(node) if node.op == "call_function" else None
+        if spec is None or spec.weight_axis is None:
+            continue
+        weight = argument(node, 1, "weight")
+        if not is_constant(weight):
+            raise UnsupportedOpError(
+                f"{layer_name(node)} has a weight computed from the input, expected a parameter"
+            )
+        key = (weight, spec.weight_axis)
+        if key not in stored:
+            values = fetch(work.graph, weight).float()
+            if dtype == "float16":
+                stored[key] = _as_half(work.graph, node, weight, values)
+            else:
+                stored[key] = _as_int8(work.graph, node, values, spec.weight_axis, num_bits)
+        node.args = (node.args[0], stored[key], argument(node, 2, "bias"), *node.args[3:])
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
+    return work.with_graph(finish(work.graph))
+
+
+def _as_int8(graph: fx.GraphModule, node: fx.Node, values: torch.Tensor, axis: int, num_bits: int) -> fx.Node:
+    """Add an int8 weight and its conversion to float32."""
+    given = values.numpy()
+    scales = weight_scales(given, axis, num_bits=num_bits, minimize_mse=False)
+    q = quantize_weight(given, scales, axis, num_bits=num_bits)
+    name = f"{argument(node, 1, 'weight').target}_int8"
+    return dequantized(graph, node, name, q, scales, axis)
+
+
+def refuse_unfolded(model: Model, name: str) -> None:
+    """Refuse a graph that is quantized already, or one whose batch norms are yet to be folded.
+
+    Args:
+        model: what the pass `name` is given.
+        name: of the pass, for the message.
+
+    Raises:
+        PassError: naming the layer.
+    """
+    for node in model.graph.graph.nodes:
+        if "quantized_decomposed" in str(node.target):
+            raise PassError("the model is quantized already", hint="start from the float model")
+        if node.target is aten.batch_norm.default:
+            raise PassError(f"{layer_name(node)} is not folded", hint=f"put fold_batch_norm ahead of {name}")
 
 
 def _as_half(graph: fx.GraphModule, node: fx.Node, weight: fx.Node, values: torch.Tensor) -> fx.Node:

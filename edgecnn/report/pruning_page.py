@@ -10,6 +10,7 @@ from edgecnn.report.curves import Curve, Width, curves, smooth, widths
 from edgecnn.report.numbers import count_text, percent_text, ratio_text
 from edgecnn.report.page import Block, Cell, Figure, Section, Table, TileRow, table
 from edgecnn.report.results import Report
+from edgecnn.report.search import SEARCH, search_section
 from edgecnn.report.terminal import FLOAT_LAYERS, TRAINING, training_facts
 
 MAX_LAYERS = 48
@@ -33,6 +34,8 @@ def pruning_sections(report: Report) -> tuple[Section, ...]:
             taught = detail
         elif kind == "kernels":
             found.append(Section("The target's int8 kernels", (), f"{detail['text']}."))
+        elif kind == SEARCH:
+            found.append(search_section(detail))
         elif kind == FLOAT_LAYERS:
             found.append(_float_layers(detail))
         else:

@@ -222,8 +222,9 @@ class Report:
         timings: "work_seconds" (load, passes, export) and "proof_seconds" (parity, accuracy, latency).
         warnings: what the user should know.
         details: what passes recorded, each with the keys "pass" and "kind": "pruning" (groups, widths),
-            "training_curves" (loss and accuracy by epoch), "kernels" (int8 instructions of the target),
-            "float_layers" (of an int8 network: as asked, and the operators that follow from it).
+            "training_curves" (loss and accuracy by epoch), "quantize_aware_training" (how far step sizes
+            moved), "kernels" (int8 instructions of the target), "float_layers" (of an int8 network: as asked,
+            and the operators that follow from it), "search" (what else was tried).
         recipe_toml: the recipe with every parameter, as `Recipe.from_toml` reads it.
         schema_version: of this format.
     """

@@ -15,6 +15,7 @@ from rich.text import Text
 from edgecnn.report.bench_results import EMULATED
 from edgecnn.report.numbers import bytes_text, count_text, digits, percent_text
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
+from edgecnn.report.search import SEARCH, search_facts, slow_layer_facts
 
 FILES = {"onnx": "ONNX", "tflite": "TFLite"}
 PAIRS = {
@@ -53,6 +54,8 @@ def render_report(report: Report) -> RenderableType:
             figures.add_row(*row)
     trust = _grid(2)
     for row in _trust_rows(report):
+        trust.add_row(*row)
+    for row in _search_rows(report):
         trust.add_row(*row)
     parts: list[RenderableType] = [_title(report), Text(), figures, Text(), trust]
     if report.warnings:
@@ -218,6 +221,19 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
+
+
+def _search_rows(report: Report) -> list[list[RenderableType]]:
+    """What else was tried?"""
+    rows: list[list[RenderableType]] = []
+    for detail in report.details:
+        if detail.get("kind") == SEARCH:
+            rows.append(
+                [str(detail["goal"]), Text(search_facts(detail), style="" if detail["is_met"] else "yellow")]
+            )
+            slow = slow_layer_facts(detail)
+            rows += [["slow layers", slow]] if slow else []
+    return _asked("Search", rows)
 
 
 def float_layers_text(detail: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
 
 from .failure import InferenceFailure
@@ -19,7 +20,8 @@ def read_profile(text: str) -> List[Dict[str, Any]]:
 
     Returns:
         One row per node, the slowest first: `op`, `name`, `total_ms` over all runs, `count` of calls, and
-        `share` of the time of all nodes. The first call of each node is left out where there are more.
+        `share` of the time of all nodes, `median_ms` of a call. The first call of each node is left out where
+        there are more.
 
     Raises:
         InferenceFailure: if the text is not such a list.
@@ -27,7 +29,7 @@ def read_profile(text: str) -> List[Dict[str, Any]]:
     Example:
         >>> event = '{"cat": "Node", "name": "c_kernel_time", "dur": %d, "args": {"op_name": "Conv"}}'
         >>> read_profile("[" + ",".join(event % dur for dur in (900, 200, 300)) + "]")
-        [{'op': 'Conv', 'name': 'c', 'total_ms': 0.5, 'count': 2, 'share': 1.0}]
+        [{'op': 'Conv', 'name': 'c', 'total_ms': 0.5, 'count': 2, 'median_ms': 0.25, 'share': 1.0}]
     """
     try:
         events = json.loads(text)
@@ -47,7 +49,9 @@ def read_profile(text: str) -> List[Dict[str, Any]]:
     rows: List[Dict[str, Any]] = []
     for (op, name, _), values in durations.items():
         kept = values[1:] or values
-        rows.append({"op": op, "name": name, "total_ms": sum(kept) / 1e3, "count": len(kept)})
+        total = sum(kept) / 1e3
+        median_ms = statistics.median(kept) / 1e3
+        rows.append({"op": op, "name": name, "total_ms": total, "count": len(kept), "median_ms": median_ms})
     return with_shares(rows)
 
 

@@ -1,0 +1,157 @@
+"""Tries ways to make the files of one run and measures each: accuracy against float, and speed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgecnn.data import Dataset
+from edgecnn.errors import EdgeCNNError
+from edgecnn.export.files import FileOptions, ModelFile, write_model
+from edgecnn.judgement import Made, stage_file, time_files
+from edgecnn.making import Maker, Plan, Prepared
+from edgecnn.pipeline import Need
+from edgecnn.proof import Candidate, predict, read_images, temporary_folder
+from edgecnn.report.build import speedup_figures
+from edgecnn.report.results import SpeedupFigures
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way that was tried.
+
+    Attributes:
+        change: against the plan before it, in words.
+        drop_points: float's top-1 minus the file's, in percentage points; None without labels or not asked.
+        agreement: fraction of images with float's first class, None if not asked.
+        speedup: over float by format, empty if not asked.
+        size_share: of float's size, of the file that is larger in this respect; None if not asked.
+        seconds: it took.
+        kept: whether what came after builds on it.
+        error: why it could not be made, or "".
+    """
+
+    change: str
+    drop_points: float | None = None
+    agreement: float | None = None
+    speedup: Mapping[str, SpeedupFigures] = field(default_factory=dict)
+    size_share: float | None = None
+    seconds: float = 0.0
+    kept: bool = False
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-ready, with a ratio per format."""
+        ratios = {f"{name}_speedup": figures.ratio for name, figures in self.speedup.items()}
+        own = {
+            name: getattr(self, name)
+            for name in ("change", "drop_points", "agreement", "size_share", "error")
+        }
+        return {**own, **ratios, "seconds": self.seconds, "kept": self.kept}
+
+
+class Workbench:
+    """Makes plans into files and measures them against float, all in one temporary folder.
+
+    Args:
+        maker: of the run.
+        prepared: the network after pruning and training.
+
+    Attributes:
+        trials: in the order in which they were tried.
+    """
+
+    def __init__(self, maker: Maker, prepared: Prepared) -> None:
+        if prepared.context.teacher is None:
+            context = replace(prepared.context, teacher=prepared.loaded)
+            prepared = replace(prepared, context=context)
+        self.maker, self.prepared = maker, prepared
+        self.trials: list[Trial] = []
+        self._floats: dict[str, ModelFile] = {}
+
+    @property
+    def images(self) -> tuple[Dataset, Sequence[int]]:
+        """The data set and which of its images judge."""
+        return self.prepared.images.dataset, self.prepared.images.split.held_out
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there are images to train on."""
+        return self.prepared.context.has(Need.TRAIN_IMAGES)
+
+    def try_accuracy(self, change: str, plan: Plan) -> tuple[Trial, Made | None]:
+        """Make a plan's files and count right answers; both files hold the same numbers, so one is run.
+
+        Returns:
+            The figures, and what was made; None if it could not be made, which the trial explains.
+        """
+        started = time.perf_counter()
+        made = None
+        try:
+            made, _ = self.maker.make(self.prepared, plan)
+            chosen = next(iter(made.files))
+            dataset, held_out = self.images
+            per_pixel = self.prepared.loaded.spec.task == "segmentation"
+            with self.staged(made, [chosen]) as candidates:
+                found = predict(
+                    candidates,
+                    dataset,
+                    held_out,
+                    f"float_{chosen}",
+                    self.maker.progress,
+                    per_pixel=per_pixel,
+                )
+            right, before = found.top1[chosen], found.top1[f"float_{chosen}"]
+            drop = None if right is None or before is None else 100.0 * (before - right)
+            trial = Trial(change, drop, found.agreement[chosen])
+        except EdgeCNNError as error:
+            trial = Trial(change, error=error.message)
+        return self._noted(trial, started), made
+
+    def try_speed(self, change: str, plan: Plan, formats: Sequence[str]) -> tuple[Trial, Made | None]:
+        """Make a plan's files and time those of some formats against float, as the report does."""
+        started = time.perf_counter()
+        made = None
+        try:
+            made, _ = self.maker.make(self.prepared, plan)
+            dataset, held_out = self.images
+            inputs, _ = read_images(dataset, held_out[:1])
+            with self.staged(made, formats) as candidates:
+                _, latency = time_files(
+                    made, candidates, inputs, self.maker.options.threads, self.maker.progress
+                )
+            share = max(len(made.files[name].data) / len(self._floats[name].data) for name in formats)
+            trial = Trial(change, speedup=speedup_figures(latency), size_share=share)
+        except EdgeCNNError as error:
+            trial = Trial(change, error=error.message)
+        return self._noted(trial, started), made
+
+    @contextlib.contextmanager
+    def staged(self, made: Made, formats: Sequence[str]) -> Iterator[list[Candidate]]:
+        """Yield the files of some formats and float's, where the runner can open them."""
+        recipe = self.maker.recipe.name
+        with temporary_folder() as folder:
+            candidates = []
+            for name in formats:
+                if name not in self._floats:
+                    spec = self.prepared.loaded.spec
+                    self._floats[name] = write_model(made.float_program, name, spec, FileOptions())
+                for key, file in ((f"float_{name}", self._floats[name]), (name, made.files[name])):
+                    path: Path = stage_file(file, folder / key, made.compressed, recipe)
+                    candidates.append(Candidate(key, path))
+            yield candidates
+
+    def keep(self, trial: Trial) -> Trial:
+        """Note that what follows builds on a trial."""
+        index = self.trials.index(trial)
+        self.trials[index] = replace(trial, kept=True)
+        return self.trials[index]
+
+    def _noted(self, trial: Trial, started: float) -> Trial:
+        trial = replace(trial, seconds=time.perf_counter() - started)
+        self.trials.append(trial)
+        return trial

@@ -1,0 +1,186 @@
+"""The search for better files: what is tried in which order, what is kept, and when it ends. The figures come
+from a script here, so that every decision is known; tests/test_search_run.py makes real files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgecnn.making import Plan
+from edgecnn.recipe import Recipe
+from edgecnn.report.results import SpeedupFigures
+from edgecnn.search import guard as guard_module
+from edgecnn.search import speed as speed_module
+from edgecnn.search.cures import quantizer_of, with_float_layers, with_quantizer
+from edgecnn.search.guard import Guard
+from edgecnn.search.speed import LayerTime, hasten
+from edgecnn.search.workbench import Trial
+
+PLAN = Plan(Recipe.load("static_wi8_ai8").passes)
+SLOW, EVEN, FAST = (SpeedupFigures(r, 0.9 * r, 1.05 * r) for r in (0.5, 1.0, 2.0))
+
+
+class Bench:
+    """Answers with scripted figures: first word of a change -> drop in points, an error, or a speed."""
+
+    def __init__(self, *, can_train: bool = False, **script: Any) -> None:
+        self.script, self.can_train = script, can_train
+        self.trials: list[Trial] = []
+        self.plans: dict[str, Plan] = {}
+
+    def try_accuracy(self, change: str, plan: Plan) -> tuple[Trial, Any]:
+        drop = self.script.get(change.split(" ")[0], self.script["otherwise"])
+        error = drop if isinstance(drop, str) else ""
+        trial = Trial(change, error=error) if error else Trial(change, drop, 1 - drop / 50)
+        self.trials.append(trial)
+        self.plans[change] = plan
+        return trial, None if error else SimpleNamespace(program=None)
+
+    def try_speed(self, change: str, plan: Plan, formats: Sequence[str]) -> tuple[Trial, Any]:
+        figures = self.script.get(change.split(" ")[0], self.script["otherwise"])
+        trial = Trial(change, speedup=dict.fromkeys(formats, figures))
+        self.trials.append(trial)
+        self.plans[change] = plan
+        return trial, SimpleNamespace()
+
+    def keep(self, trial: Trial) -> Trial:
+        return trial
+
+    @property
+    def tried(self) -> list[str]:
+        return [trial.change for trial in self.trials]
+
+
+def run_guard(monkeypatch: pytest.MonkeyPatch, max_drop: float, **script: Any) -> tuple[Any, Bench]:
+    bench = Bench(**script)
+    points = [
+        ([SimpleNamespace(name=f"n{i}", layer=f"l{i} (op)") for i in range(k)], k / 10) for k in (1, 2, 8)
+    ]
+    monkeypatch.setattr(Guard, "_points", lambda self: points)
+    return Guard(bench, PLAN, max_drop).run(), bench  # type: ignore[arg-type]
+
+
+def test_the_first_cheap_cure_within_the_budget_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, bench = run_guard(monkeypatch, 0.5, otherwise=2.0, observer=0.4)
+    assert bench.tried == ["as the recipe says", "observer percentile"]
+    assert found.is_met and found.changes == ["observer percentile"]
+    assert quantizer_of(found.plan).observer == "percentile"
+
+
+def test_cures_are_tried_from_the_cheapest_to_the_dearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, bench = run_guard(monkeypatch, 0.1, otherwise=2.0)
+    assert bench.tried == [
+        "as the recipe says",
+        "observer percentile",
+        "observer min_max",
+        "observer entropy",
+        "weight observer mse",
+        "cross-layer equalization",
+        "bias correction in order",
+        "AdaRound",
+        "BRECQ",
+        "1 layer in float: l0",
+        "2 layers in float: l0, l1",
+    ]
+    assert not found.is_met and found.changes == [] and found.plan == PLAN
+    assert found.advice.startswith("the best of 11 tries loses 2 points")
+
+
+def test_a_cure_that_helps_is_built_on_and_one_that_does_not_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, bench = run_guard(monkeypatch, 0.1, otherwise=2.0, AdaRound=0.05, **{"cross-layer": 1.0})
+    assert found.is_met and found.changes == ["cross-layer equalization", "AdaRound"]
+    names = [step.name for step in found.plan.passes]
+    assert names.index("equalize") == names.index("fold_batch_norm") + 1
+    assert quantizer_of(found.plan).rounding == "adaround" and quantizer_of(found.plan).observer == "mse"
+    assert "BRECQ" not in bench.tried
+
+
+def test_more_layers_in_float_take_the_place_of_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = {"1": 1.5, "2": 0.2}
+    found, _ = run_guard(monkeypatch, 0.3, otherwise=2.0, **script)
+    assert found.is_met and found.changes == ["2 layers in float: l0, l1"]
+    assert quantizer_of(found.plan).float_layers == ("n0", "n1")
+
+
+def test_training_comes_last_and_takes_the_place_of_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = {"otherwise": 2.0, "cross-layer": 1.5, "1": 1.0, "quantization-aware": 0.1}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, **script)
+    assert bench.tried[-1] == "quantization-aware training" and found.is_met
+    step = found.plan.passes[-1]
+    assert (step.name, step.observer) == ("quantize_aware_training", "mse")
+    assert found.changes == ["cross-layer equalization", "quantization-aware training"]
+
+
+def test_a_cure_that_cannot_be_applied_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, AdaRound=0.1, **{"cross-layer": "no pairs"})
+    assert found.is_met and found.changes == ["AdaRound"]
+    assert next(t for t in bench.trials if t.change.startswith("cross")).error == "no pairs"
+
+
+def test_without_labels_disagreement_bounds_the_drop() -> None:
+    assert guard_module.loss_of(Trial("", None, 0.97)) == pytest.approx(3.0)
+    assert guard_module.loss_of(Trial("", 0.5, 0.97)) == 0.5
+    assert guard_module.loss_of(Trial("", error="failed")) == float("inf")
+
+
+def test_a_recipe_that_does_not_quantize_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(Recipe.load("fp16").passes)
+    found = Guard(Bench(otherwise=1.0), plan, 0.1).run()  # type: ignore[arg-type]
+    assert found.plan == plan and not found.is_met and "quantize statically" in found.advice
+
+
+def run_hasten(monkeypatch: pytest.MonkeyPatch, slow: int = 3, **script: Any) -> tuple[Any, Bench]:
+    bench = Bench(**script)
+    times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)]
+    times += [LayerTime("(runtime)", 0.1, 0.0), LayerTime("quick", 0.1, 0.3)]
+    monkeypatch.setattr(speed_module, "layer_times", lambda bench, made: times)
+    monkeypatch.setattr(
+        speed_module, "layer_names", lambda model: ["l0 (a)", "l1 (b)", "l2 (c)", "quick (d)"]
+    )
+    made = SimpleNamespace(activation_dtype="uint8", files={"onnx": b"", "tflite": b""}, loaded=None)
+    return hasten(bench, PLAN, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
+
+
+def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, bench = run_hasten(monkeypatch, otherwise=SLOW, **{"2": SpeedupFigures(1.3, 1.2, 1.4)})
+    assert bench.tried[1:] == [
+        "ONNX channels left as narrow as they are",
+        "1 layer in float: l0",
+        "2 layers in float: l0, l1",
+    ]
+    assert found.is_met and quantizer_of(found.plan).float_layers == ("l0", "l1")
+    assert [time.layer for time in found.slow_layers] == ["l0", "l1", "l2", "(runtime)"]
+
+
+def test_where_nothing_helps_the_recipe_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = SpeedupFigures(0.3, 0.29, 0.31)
+    found, bench = run_hasten(monkeypatch, otherwise=slower)
+    assert not found.is_met and found.changes == [] and found.plan == PLAN
+    assert bench.tried[-1] == "3 layers in float: l0, l1, l2"
+
+
+def test_a_change_that_makes_the_other_file_slow_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = SpeedupFigures(0.8, 0.75, 0.85)  # of the two files the other one was twice as fast as float
+    found, _ = run_hasten(monkeypatch, otherwise=SLOW, **{"1": both})
+    assert not found.is_met and found.plan == PLAN
+
+
+def test_a_gain_without_a_loss_is_taken_even_if_float_stays_faster() -> None:
+    less_slow = {"onnx": SpeedupFigures(0.8, 0.75, 0.85), "tflite": FAST}
+    assert speed_module.is_better(less_slow, {"onnx": SLOW, "tflite": FAST})
+    assert not speed_module.is_better({"onnx": EVEN, "tflite": EVEN}, {"onnx": SLOW, "tflite": FAST})
+    assert not speed_module.is_better({**less_slow, "tflite": EVEN}, {"onnx": SLOW, "tflite": FAST})
+
+
+def test_changes_of_the_quantizer_leave_the_rest_of_the_recipe_alone() -> None:
+    plan = with_quantizer(PLAN, {"observer": "entropy"})
+    assert [s.name for s in plan.passes] == [s.name for s in PLAN.passes]
+    assert quantizer_of(plan).observer == "entropy" and quantizer_of(PLAN).observer == "mse"
+    twice = with_float_layers(with_float_layers(PLAN, ["a"]), ["a", "b"])
+    assert quantizer_of(twice).float_layers == ("a", "b")

@@ -1,0 +1,90 @@
+"""The search on real files: LeNet-5 with weights of 2 bits, which lose most digits, is brought back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("ai_edge_litert")
+
+import edgecnn
+from edgecnn.compress import CompressOptions, CompressResult
+from edgecnn.errors import BudgetError
+from edgecnn.recipe import Recipe
+from edgecnn.report.html import render_compress_html
+
+OPTIONS = CompressOptions(measure=False, formats=("onnx",))
+
+
+def with_two_bits() -> Recipe:
+    shipped = Recipe.load("static_wi8_ai8")
+    narrow: Any = {"weight_bits": 2, "num_samples": 32, "iterations": 30}
+    steps = [replace(s, **narrow) if s.name == "quantize_static" else s for s in shipped.passes]  # type: ignore[type-var]
+    return Recipe("two_bits", tuple(steps))
+
+
+def compress(examples: Path, out: Path, recipe: Recipe, **changes: Any) -> CompressResult:
+    model = examples / "lenet5_digits.pt2"
+    return edgecnn.compress(model, recipe=recipe, data="digits", out=out, options=replace(OPTIONS, **changes))
+
+
+@pytest.mark.slow
+def test_the_guard_ends_within_the_budget_and_its_recipe_makes_the_same_files(
+    examples_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"accuracy drops by \d+(\.\d+)? points, the budget is 5"):
+        compress(examples_dir, tmp_path / "a", with_two_bits(), max_drop=5.0, search=False)
+    found = compress(examples_dir, tmp_path / "b", with_two_bits(), max_drop=5.0)
+    assert found.report.accuracy is not None and found.report.accuracy.drop_points <= 5.0
+    (search,) = [detail for detail in found.report.details if detail["kind"] == "search"]
+    assert (
+        search["goal"] == "accuracy" and search["is_met"] and "cross-layer equalization" in search["changes"]
+    )
+    assert [trial["change"] for trial in search["trials"] if trial["kept"]][1:] == search["changes"]
+    assert found.report.parity["onnx_vs_reference"].max_lsb == 0
+    page = render_compress_html(found.report)
+    assert "Search: accuracy" in page and "cross-layer equalization" in page
+
+    again = Recipe.from_toml(replace_bits(found.report.recipe_toml))
+    steps = [replace(s, weight_bits=2) if s.name == "quantize_static" else s for s in again.passes]  # type: ignore[type-var, call-arg]
+    repeated = compress(examples_dir, tmp_path / "c", Recipe(again.name, tuple(steps)), search=False)
+    assert repeated.artifacts["onnx"].sha256 == found.artifacts["onnx"].sha256
+
+
+def replace_bits(text: str) -> str:
+    """A recipe file may not ask for 2 bits, which are there to lose accuracy fast."""
+    return text.replace("weight_bits = 2", "weight_bits = 8")
+
+
+def test_a_file_that_must_be_faster_and_is_not_ends_with_exit_code_3(
+    examples_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any) -> tuple[Any, dict[str, Any]]:
+        comparison = {"speedup": 0.5, "interval": (0.45, 0.55)}
+        figures = {"median_ms": 2.0, "p90_ms": None, "p99_ms": None, "num_samples": 64}
+        latency = {
+            "artifacts": {"float_onnx": {**figures, "median_ms": 1.0}, "onnx": figures},
+            "speedup": {"onnx": comparison},
+            "environment": {},
+            "warnings": [],
+        }
+        return SimpleNamespace(comparisons={}, warnings=(), latency=None), latency
+
+    monkeypatch.setattr("edgecnn.judgement.time_files", slow)
+    monkeypatch.setattr("edgecnn.search.workbench.time_files", slow)
+    recipe = Recipe.load("static_wi8_ai8")
+    with pytest.raises(BudgetError, match=r"onnx is slower than float \(0\.50 times its speed") as caught:
+        compress(examples_dir, tmp_path, recipe, measure=True, must_be_faster=True, num_samples=16)
+    assert caught.value.exit_code == 3
+    report = caught.value.result.report  # type: ignore[attr-defined]
+    (search,) = [detail for detail in report.details if detail["kind"] == "search"]
+    assert search["goal"] == "speed" and not search["is_met"] and search["changes"] == []
+    assert {time["layer"] for time in search["slow_layers"]} & {"features.0", "features.3"}
+    assert len(search["trials"]) >= 3 and all(trial["onnx_speedup"] == 0.5 for trial in search["trials"])
+    assert "the onnx file is slower than float on this machine, 2.00 times its latency" in report.warnings
