@@ -27,11 +27,11 @@ from torch.utils import _pytree as pytree
 from edgecnn.errors import ExportError
 from edgecnn.export import onnx_graph
 from edgecnn.export.onnx import OnnxOptions, to_onnx
-from edgecnn.export.parity import first_difference, output_scales, sqnr_db
+from edgecnn.export.parity import Comparison, first_difference, output_scales, sqnr_db
 from edgecnn.export.tflite import TfliteOptions, to_tflite
 from edgecnn.export.trace import trace_onnx, trace_tflite
 from edgecnn.graph.build import build_program
-from edgecnn.graph.program import Op, Program
+from edgecnn.graph.program import BATCH, Op, Program, QuantParams, Tensor
 from edgecnn.load import load_model
 from edgecnn.quantize.float_layers import layer_names, match_layers
 from edgecnn.quantize.mixed import MixedGraph, mixed_outputs
@@ -257,3 +257,36 @@ def check_any(choice: tuple[str, tuple[str, ...]]) -> None:
     name, layers = choice
     program = build_program(leave(nets.folded(name), *layers))
     check_files(program, nets.held_out(16))
+
+
+@pytest.mark.parametrize(
+    ("max_lsb", "fraction", "kept"), [(3, 0.99, True), (3, 0.9899, False), (4, 1.0, False), (0, 1.0, True)]
+)
+def test_the_contract_of_outputs_behind_float_layers(max_lsb: int, fraction: float, kept: bool) -> None:
+    assert Comparison(max_lsb, fraction, None, 1).holds_mixed is kept
+
+
+@pytest.mark.parametrize(("differing", "is_found"), [(6, False), (7, True)])
+def test_how_many_values_may_flip(differing: int, is_found: bool) -> None:
+    """Of 3,000 values behind a float layer 0.1 % and 3 more: 6."""
+    scale = QuantParams(np.asarray(1.0, np.float32))
+    tensors = {
+        "x": Tensor("x", (BATCH, 3000)),
+        "y": Tensor("y", (BATCH, 3000)),
+        "q": Tensor("q", (BATCH, 3000), "int8", scale),
+    }
+    ops = (
+        Op("clamp", ("x",), "y", {"clamp": (0.0, None)}, "relu"),
+        Op("quantize", ("y",), "q", layer="relu"),
+    )
+    program = Program("p", ("x",), (("q", "q"),), tensors, ops)
+    x = np.full((1, 3000), 2.0, np.float32)
+    traced = np.full((1, 3000), 2, np.int8)
+    traced[0, :differing] += 1
+    assert (first_difference(program, {"q": traced}, {"x": x}, run_op) is not None) is is_found
+    traced[0, 0] = 4
+    difference = first_difference(program, {"q": traced}, {"x": x}, run_op)
+    assert difference is not None, "one value two steps off is too far"
+    assert (
+        str(difference) == f"relu, quantize: 2 LSB off, {100 * differing / 3000:.3g} % of its values differ"
+    )
