@@ -95,7 +95,7 @@ class Maker:
         loaded = load_model(model, options.load)
         progress.finish()
         refuse_quantized(loaded)
-        passes = _fit_to_target(self.recipe.passes, self.device, options.num_samples)
+        passes = _fit_to_target(self.recipe.passes, self.device, options)
         sources = Sources(data, options.train_data)
         may_train = options.search and options.max_drop is not None
         images = choose_images(loaded, sources, passes, self.recipe.seed, progress, may_train=may_train)
@@ -203,16 +203,21 @@ def summarize(model: Model) -> dict[str, Any]:
     }
 
 
-def _fit_to_target(passes: Sequence[Pass], device: Device, num_samples: int | None) -> list[Pass]:
-    """Return the passes with the calibration size asked for and weights that the target cannot saturate."""
+def _fit_to_target(passes: Sequence[Pass], device: Device, options: CompressOptions) -> list[Pass]:
+    """Return the passes with the calibration size asked for and weights that the target cannot saturate.
+
+    A file whose outputs are integers has one scale for each, whatever is joined in it.
+    """
     fitted: list[Pass] = []
     for step in passes:
         changes: dict[str, Any] = {}
         names = {f.name for f in dataclasses.fields(step)}  # type: ignore[arg-type]
         if "weight_bits" in names:
             changes["weight_bits"] = min(step.weight_bits, _weight_bits(passes, device))  # type: ignore[attr-defined]
-        if "num_samples" in names and num_samples is not None:
-            changes["num_samples"] = num_samples
+        if "num_samples" in names and options.num_samples is not None:
+            changes["num_samples"] = options.num_samples
+        if "split_concats" in names and options.io != "float32":
+            changes["split_concats"] = False
         fitted.append(dataclasses.replace(step, **changes) if changes else step)  # type: ignore[type-var]
     if not fitted:
         raise RecipeError("the recipe has no passes", hint="`edgecnn recipes list` names complete ones")

@@ -164,6 +164,7 @@ class QuantizeAwareTraining(TrainSettings):
             weight_bits=self.weight_bits,
             num_samples=self.num_samples,
             bias_correction=False,
+            split_concats=False,
         )
 
     def _distillation(self, share: float) -> _SelfDistillation:

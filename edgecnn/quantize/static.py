@@ -31,6 +31,7 @@ from edgecnn.pipeline import Need, PassContext
 from edgecnn.quantize.annotate import Slots, assign_slots, spec_of
 from edgecnn.quantize.bias import batch_norm_means, correct_in_order
 from edgecnn.quantize.calibrate import Statistics, calibrate, calibration_batches
+from edgecnn.quantize.concats import apart_text, concats_far_apart
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
 from edgecnn.quantize.float_layers import FloatPlan, is_fused_clamp, match_layers, plan_float
 from edgecnn.quantize.lockstep import affordable_images
@@ -54,6 +55,7 @@ class Calibrated:
         statistics: what was seen on the calibration images.
         mean_counts: how many values each mean averages.
         by_root: (scale, zero_point) of each slot, by its root, without ties.
+        notes: what else the user should know.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Calibrated:
     statistics: Statistics
     mean_counts: dict[fx.Node, int]
     by_root: Parameters
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> Parameters:
@@ -71,7 +74,7 @@ class Calibrated:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know about the calibration."""
-        found = _float_warnings(self.slots.floats, self.layers)
+        found = [*_float_warnings(self.slots.floats, self.layers), *self.notes]
         dead = [layer_name(n) for n, seen in self.statistics.ranges.items() if seen == (0.0, 0.0)]
         if dead:
             named = ", ".join(dead[:3])
@@ -104,6 +107,8 @@ class QuantizeStatic:
             block by block, each with the biases in place of their correction.
         iterations: optimization steps per layer or block of adaround and brecq.
         float_layers: names or patterns of layers that compute in float, see `float_layers.match_layers`.
+        split_concats: join values at the network's output in float, each from a scale of its own, where
+            their ranges are far apart: a detector's boxes beside its scores (`concats`).
 
     Source: arXiv:1712.05877; arXiv:1906.04721 section 4.2; arXiv:2004.10568; arXiv:2102.05426.
     """
@@ -117,6 +122,7 @@ class QuantizeStatic:
     rounding: str = "nearest"
     iterations: int = 500
     float_layers: tuple[str, ...] = ()
+    split_concats: bool = True
 
     name: ClassVar[str] = "quantize_static"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
@@ -177,11 +183,17 @@ class QuantizeStatic:
         indices = context.calibration_indices[: self.num_samples]
         watched = layers if self.bias_correction else frozenset()
         calibrate(work, statistics, watched, context.calibration, indices, context.progress)
+        apart = concats_far_apart(work.graph, slots, statistics.ranges) if self.split_concats else {}
+        if apart:
+            slots = assign_slots(work.graph, plan_float(work.graph, floats.nodes | frozenset(apart)))
+            record = {"pass": self.name, "kind": FLOAT_LAYERS, "asked": []}
+            context.records.append({**record, "layers": _layers(apart)})
         mean_counts = _mean_counts(work, slots)
         by_root = _slot_parameters(slots, statistics, mean_counts)
         if self.bias_correction and self.bias_method == "batch_norm":
             statistics.input_means.update(batch_norm_means(work))
-        return Calibrated(work, slots, layers, statistics, mean_counts, by_root)
+        joined = tuple(apart_text(node, times) for node, times in apart.items())
+        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, joined)
 
     def _plan(self, model: Model, work: Model, context: PassContext) -> FloatPlan:
         """Return what computes in float, and record it.
@@ -333,6 +345,8 @@ def _slot_parameters(slots: Slots, statistics: Statistics, mean_counts: dict[fx.
     """Return (scale, zero_point) of every slot, by its root."""
     ranges: dict[fx.Node, tuple[float, float]] = {}
     for node, (low, high) in statistics.ranges.items():
+        if node not in slots.parent:
+            continue  # joined in float after all
         root = slots.root(node)
         seen = ranges.get(root, (0.0, 0.0))
         ranges[root] = (min(seen[0], low), max(seen[1], high))

@@ -242,13 +242,16 @@ def float_layers_text(detail: Mapping[str, Any]) -> str:
     Example:
         >>> float_layers_text({"asked": ["fc"], "layers": ["fc (aten.linear.default)"]})
         '1 operator, as asked: fc'
+        >>> float_layers_text({"asked": [], "layers": ["cat (aten.cat.default)"]})
+        '1 operator at the output: cat'
     """
     layers = list(dict.fromkeys(str(layer).split(" (")[0] for layer in detail["layers"]))
     count = len(detail["layers"])
     shown = ", ".join(layers[:MOST_NAMED]) + (
         f" and {len(layers) - MOST_NAMED} more" * (len(layers) > MOST_NAMED)
     )
-    return f"{count} operator{'s' * (count != 1)}, as asked: {shown or 'none'}"
+    why = ", as asked" if detail["asked"] else " at the output"
+    return f"{count} operator{'s' * (count != 1)}{why}: {shown or 'none'}"
 
 
 def _asked(question: str, rows: list[list[RenderableType]]) -> list[list[RenderableType]]:
