@@ -3,85 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import nets
 import numpy as np
-import onnx
 import onnx_session
 import pytest
-import running
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from mixing import check_files, kinds, layer_op, leave, mixed, net
 from tflite_session import TfliteSession
 from torch import Tensor, nn
 
-from edgecnn.errors import ExportError, RecipeError
-from edgecnn.export import onnx_graph
-from edgecnn.export.onnx import OnnxOptions, to_onnx
-from edgecnn.export.parity import compare, first_difference, output_scales, sqnr_db
-from edgecnn.export.tflite import TfliteOptions, to_tflite
-from edgecnn.export.trace import trace_onnx, trace_tflite
+from edgecnn.errors import RecipeError
+from edgecnn.export.onnx import to_onnx
+from edgecnn.export.parity import sqnr_db
+from edgecnn.export.tflite import to_tflite
 from edgecnn.graph.build import build_program, float_islands
-from edgecnn.graph.program import Array, Op, Program
 from edgecnn.model import Model
 from edgecnn.pipeline import PassContext
 from edgecnn.quantize.float_layers import layer_names, match_layers, plan_float
-from edgecnn.quantize.reference import run_op, run_program
+from edgecnn.quantize.reference import run_program
 from edgecnn.quantize.static import QuantizeStatic
 
 PLAIN = QuantizeStatic(observer="min_max", bias_correction=False)
-
-
-def leave(model: Model, *names: str, step: QuantizeStatic = nets.STEP) -> Model:
-    """Return the network in int8 but for what is named, checked as a recipe's pass is."""
-    step = dataclasses.replace(step, float_layers=tuple(name.replace("[", "[[]") for name in names))
-    step.check()
-    step.requires(model)
-    after = step.run(model, nets.context())
-    step.ensures(model, after)
-    return after
-
-
-def mixed(name: str, *names: str) -> Program:
-    return build_program(leave(nets.folded(name), *names))
-
-
-def kinds(program: Program) -> list[str]:
-    """Return the operators in order, those in float in capitals."""
-    found = []
-    for op in program.ops:
-        is_border = op.kind in ("quantize", "dequantize")
-        in_float = program.tensors[op.output].quant is None and not is_border
-        found.append(op.kind.upper() if in_float else op.kind)
-    return found
-
-
-def layer_op(program: Program, layer: str) -> Op:
-    """Return the convolution or linear operator of a layer."""
-    return next(op for op in program.ops if op.layer.startswith(f"{layer} ") and len(op.inputs) == 3)
-
-
-def check_files(program: Program, x: Array, dtype: str = "uint8") -> None:
-    """Both files give what the reference gives, within the contract, and operator by operator."""
-    feeds = {program.inputs[0]: x}
-    expected, scales = run_program(program, feeds), output_scales(program)
-    found = {
-        "onnx": onnx_session.run(to_onnx(program, OnnxOptions(activation_dtype=dtype)), feeds),
-        "tflite": TfliteSession(to_tflite(program)).run(feeds),
-    }
-    for runtime, values in found.items():
-        comparison = compare(expected, values, scales)
-        assert comparison.max_lsb <= 2, runtime
-        assert comparison.fraction_within_1_lsb >= 0.999, runtime
-    assert first_difference(program, trace_onnx(program, feeds, dtype), feeds, run_op) is None
-    assert first_difference(program, trace_tflite(program, feeds), feeds, run_op) is None
 
 
 def two_layers() -> tuple[Model, PassContext]:
@@ -160,11 +106,6 @@ def test_places(place: str, dtype: str) -> None:
     expected = nets.outputs_of(nets.folded(name).graph, nets.held_out(16))[0]
     found = next(iter(run_program(program, {program.inputs[0]: nets.held_out(16)}).values()))
     assert (sqnr_db(expected, found) or 0.0) > (120.0 if not least else 25.0)
-
-
-def net(function: Any, **layers: nn.Module) -> Model:
-    torch.manual_seed(0)
-    return nets.as_model(nets.Net({"stem": nn.Conv2d(3, 4, 3), **layers}, function).eval())
 
 
 def test_what_only_moves_values_stays_in_float_between_float_layers() -> None:
@@ -263,93 +204,6 @@ def test_no_name() -> None:
         QuantizeStatic(float_layers=("",)).check()
 
 
-@pytest.mark.parametrize("layer", ["stem.0", "last.2"])
-def test_integers_at_a_float_end_are_refused(layer: str) -> None:
-    program = mixed("residual", layer)
-    for write in (
-        lambda: to_onnx(program, OnnxOptions(io="int8")),
-        lambda: to_tflite(program, TfliteOptions("int8")),
-    ):
-        with pytest.raises(
-            ExportError, match=r"(input 'x'|output 'output').* or leave the layer there in int8"
-        ):
-            write()
-
-
-@pytest.mark.parametrize("io", ["int8", "uint8"])
-def test_integers_at_both_ends_of_a_network_with_a_float_layer(io: Any) -> None:
-    program = mixed("residual", "a1.0")
-    feeds = {program.inputs[0]: nets.held_out(4)}
-    quantized = program.tensors[program.ops[0].output].quant
-    assert quantized is not None
-    shift = 128 if io == "uint8" else 0
-    q = (quantized.quantize(feeds["x"]).astype(np.int16) + shift).astype(io)
-    expected = next(iter(run_program(program, feeds).values()))
-    scale = next(iter(output_scales(program).values()))
-    for found in (
-        onnx_session.run(to_onnx(program, OnnxOptions(io=io)), {"x": q}),
-        TfliteSession(to_tflite(program, TfliteOptions(io))).run({"x": q}),
-    ):
-        y = next(iter(found.values()))
-        last = program.tensors[program.ops[-1].inputs[0]].quant
-        real = (y.astype(np.float32) - shift - last.zero_point) * scale
-        assert np.abs(real - expected).max() <= 1.01 * scale
-
-
-def optimized(program: Program, folder: Path) -> list[onnx.NodeProto]:
-    """Return the nodes that ONNX Runtime really runs."""
-    path = folder / "optimized.onnx"
-    onnx_session.open_session(to_onnx(program), path)
-    return list(onnx.load(path).graph.node)
-
-
-@pytest.mark.parametrize("layer", ["a1.0", "b2.0", "stem.0", "last.2"])
-def test_onnx_runtime_leaves_that_layer_in_float_and_all_else_in_integers(layer: str, tmp_path: Path) -> None:
-    nodes = optimized(mixed("residual", layer), tmp_path)
-    real = [n for n in nodes if n.op_type in ("Conv", "FusedConv", "Gemm", "FusedGemm")]
-    program = mixed("residual", layer)
-    made = layer_op(program, layer).output
-    assert [n.name.split("/")[0].removesuffix("_nchwc") for n in real] in ([made], [layer])
-    integer = [n.op_type for n in nodes if n.op_type.startswith("Q") and n.op_type != "QuantizeLinear"]
-    all_int8 = [
-        n.op_type
-        for n in optimized(nets.quantized_program("residual"), tmp_path)
-        if n.op_type.startswith("Q") and n.op_type != "QuantizeLinear"
-    ]
-    assert len(integer) == len(all_int8) - 1, "its neighbours keep their kernels"
-
-
-def test_a_layer_that_the_runtime_quantizes_after_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the shield ONNX Runtime rounds the weights; the outputs alone hardly show it."""
-    program = mixed("residual", "b1.0")
-    feeds = {program.inputs[0]: nets.held_out(2)}
-    assert first_difference(program, trace_onnx(program, feeds, "uint8"), feeds, run_op) is None
-    monkeypatch.setattr(onnx_graph, "borders_to_shield", lambda _: frozenset())
-    difference = first_difference(program, trace_onnx(program, feeds, "uint8"), feeds, run_op)
-    assert difference is not None
-    assert difference.op.layer == "b1.0 (aten.conv2d.default)"
-    assert difference.fraction > 0.01
-
-
-def test_a_wrong_float_layer_is_found_by_name() -> None:
-    """Its bias 2 % of the range too high: less than the rounding of int8 neighbours adds up to."""
-    program = mixed("residual", "last.2", "a1.0")
-    for layer, kind in (("a1.0", "quantize"), ("last.2", "linear")):
-        wrong = _with_bias(program, layer_op(program, layer), 0.1)
-        feeds = {program.inputs[0]: nets.held_out(2)}
-        difference = first_difference(program, trace_tflite(wrong, feeds), feeds, run_op)
-        assert difference is not None
-        assert (difference.op.layer.split(" ")[0], difference.op.kind) == (layer, kind)
-        assert str(difference).startswith(layer)
-
-
-def _with_bias(program: Program, op: Op, offset: float) -> Program:
-    bias = program.tensors[op.inputs[2]]
-    assert bias.data is not None
-    changed = dataclasses.replace(bias, data=bias.data + np.float32(offset))
-    return dataclasses.replace(program, tensors={**program.tensors, bias.name: changed})
-
-
 @pytest.mark.parametrize("step", [
     QuantizeStatic(rounding="adaround", iterations=10),
     QuantizeStatic(rounding="brecq", iterations=10),
@@ -378,86 +232,3 @@ def test_float_layers_bring_the_network_nearer_to_float() -> None:
         for names in ((), tuple(layer_names(model)[6:]), ("*",))
     ]
     assert noise[0] + 1.0 < noise[1] < noise[2]
-
-
-@st.composite
-def choices(draw: st.DrawFn) -> tuple[str, tuple[str, ...]]:
-    name = draw(st.sampled_from(sorted(nets.NETS)))
-    names = layer_names(nets.folded(name))
-    return name, tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True)))
-
-
-QUIET: Any = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-
-
-@settings(max_examples=12, derandomize=True, **QUIET)
-@given(choices())
-def test_any_layers_of_any_network(choice: tuple[str, tuple[str, ...]]) -> None:
-    check_any(choice)
-
-
-@pytest.mark.slow
-@settings(max_examples=200, derandomize=True, **QUIET)
-@given(choices())
-def test_many_layers_of_any_network(choice: tuple[str, tuple[str, ...]]) -> None:
-    check_any(choice)
-
-
-def check_any(choice: tuple[str, tuple[str, ...]]) -> None:
-    name, layers = choice
-    program = build_program(leave(nets.folded(name), *layers))
-    check_files(program, nets.held_out(16))
-
-
-def test_the_pool_behind_a_float_layer_stays_in_float_in_onnx_runtime(tmp_path: Path) -> None:
-    """Moved ahead of it, QuantizeLinear would make it a pool of uint8 in NCHW order, 30 times as slow."""
-    model = net(lambda net, x: net.last(F.max_pool2d(net.stem(x), 2)), last=nn.Conv2d(4, 4, 3))
-    nodes = optimized(build_program(leave(model, "stem")), tmp_path)
-    (pool,) = [n for n in nodes if n.op_type == "MaxPool"]
-    (quantize,) = [n for n in nodes if n.op_type == "QuantizeLinear"]
-    assert nodes.index(pool) < nodes.index(quantize)
-
-
-RECIPE = """
-name = "mixed"
-[[passes]]
-pass = "fold_batch_norm"
-[[passes]]
-pass = "quantize_static"
-float_layers = ["features.0", "LAYER"]
-"""
-
-
-def compress_example(tmp_path: Path, examples_dir: Path, layer: str) -> subprocess.CompletedProcess[str]:
-    recipe = tmp_path / "mixed.toml"
-    recipe.write_text(RECIPE.replace("LAYER", layer))
-    model, out = examples_dir / "lenet5_digits.pt2", tmp_path / "out"
-    return running.run("compress", model, "--recipe", recipe, "--data", "digits", "-o", out)
-
-
-def test_a_recipe_with_float_layers(tmp_path: Path, examples_dir: Path) -> None:
-    done = compress_example(tmp_path, examples_dir, "classifier.*")
-    assert done.returncode == 0, done.stderr
-    assert "as asked: features.0, features.2" in " ".join(done.stdout.split())
-    assert "left in float" not in done.stdout, "a wish is no warning"
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    (detail,) = [d for d in report["details"] if d["kind"] == "float_layers"]
-    assert detail["asked"] == ["features.0", "classifier.*"]
-    assert detail["layers"][0] == "features.0 (aten.conv2d.default)"
-    assert sum("classifier" in layer for layer in detail["layers"]) >= 3
-    assert report["passes"][-1]["parameters"]["float_layers"] == ["features.0", "classifier.*"]
-    for pair in report["parity"].values():
-        assert pair["max_lsb"] <= 2
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "Layers in float" in page
-    sidecar = json.loads((tmp_path / "out" / "model.onnx.json").read_text())
-    assert sidecar["history"][-1]["parameters"]["float_layers"] == ["features.0", "classifier.*"]
-
-
-def test_a_recipe_with_a_misspelt_layer(tmp_path: Path, examples_dir: Path) -> None:
-    done = compress_example(tmp_path, examples_dir, "clasifier.1")
-    assert done.returncode == 1
-    assert "float_layers names 'clasifier.1', and the network has no such layer" in done.stderr
-    assert "did you mean 'classifier.1' or 'classifier." in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()

@@ -7,12 +7,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
-from edgecnn.report.numbers import bytes_text
+from edgecnn.report.numbers import bytes_text, count_text, percent_text
 from edgecnn.report.terminal import warnings_table
 
 STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "cyan"}
+LOSSLESS_DB = 200.0
+"""Stands for no noise at all."""
+
 MOST_LAYERS = 6
 """Named at each finding; the rest is counted, and --json has all."""
 
@@ -44,6 +48,39 @@ def print_diagnosis(found: Mapping[str, Any], console: Console | None = None) ->
                 console.print(Padding(line, (0, 0, 0, 10), expand=False))
     if not found["findings"]:
         console.print(Text("\nnothing stands in the way of int8", style="green"))
+    if found.get("sensitivity"):
+        console.print()
+        print_precision(found["sensitivity"], console)
+
+
+def print_precision(found: Mapping[str, Any], console: Console) -> None:
+    """Print which layers int8 hurts, and what leaving more and more of them in float brings."""
+    images = f"{found['num_samples']} images of {found['source']}"
+    console.print(Text(f"Each layer alone in int8, on {images}", style="bold"))
+    worst = Table("layer", "SQNR", "agrees", "MACs", box=None, pad_edge=False)
+    for entry in found["layers"][:MOST_LAYERS]:
+        agreement = percent_text(entry["agreement"])
+        worst.add_row(
+            _path(entry["layer"]), f"{entry['sqnr_db']:.1f} dB", agreement, count_text(entry["macs"])
+        )
+    console.print(worst)
+    console.print(Text("\nLayers left in float, by what they save for their MACs", style="bold"))
+    points = Table("in float", "MACs", "SQNR", "agrees", "layers", box=None, pad_edge=False)
+    for point in found["points"]:
+        layers = list(dict.fromkeys(_path(layer) for layer in point["layers"]))
+        count, share = str(len(point["layers"])), percent_text(point["float_macs_share"], 1)
+        is_all = point["sqnr_db"] >= LOSSLESS_DB
+        noise = "as float" if is_all else f"{point['sqnr_db']:.1f} dB"
+        agreement = percent_text(point["agreement"])
+        points.add_row(count, share, noise, agreement, "all" if is_all else layers_text(layers))
+    console.print(points)
+    console.print(
+        Text('a recipe leaves them so: float_layers = ["NAME", ...] of quantize_static', style="dim")
+    )
+
+
+def _path(layer: str) -> str:
+    return layer.partition(" (")[0]
 
 
 def layers_text(layers: Sequence[str]) -> str:

@@ -1,0 +1,108 @@
+"""Which layers int8 hurts, and what leaving some in float would bring: `inspect --int8 --sensitivity`.
+
+The network is quantized in memory and run layer by layer; no file is written and nothing is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from edgecnn.data import Dataset
+from edgecnn.graph.build import build_program
+from edgecnn.graph.cost import layer_costs
+from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.images import open_images
+from edgecnn.load import LoadOptions, load_model
+from edgecnn.lower.activations import DecomposeActivations
+from edgecnn.lower.averages import AveragesToConvolutions
+from edgecnn.model import Model
+from edgecnn.pipeline import PassContext, Progress, SilentProgress
+from edgecnn.preflight import refuse_quantized
+from edgecnn.proof import read_images
+from edgecnn.quantize.sensitivity import layer_sensitivity, pareto
+from edgecnn.quantize.static import QuantizeStatic
+
+NUM_CALIBRATION, MADE_UP = 128, 16
+MOST_IMAGES, LEAST_IMAGES = 64, 8
+
+MAX_MACS = 2e12
+"""All trials together may cost about this; fewer images are used for it."""
+
+
+def inspect_precision(
+    source: Any,
+    options: LoadOptions | None = None,
+    *,
+    data: Any = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure each layer alone in int8, and more and more of them left in float.
+
+    Args:
+        source: whatever `load_model` takes.
+        options: how to load it.
+        data: whatever `edgecnn.data.open_dataset` takes; None makes a few images up.
+        progress: told about every layer.
+
+    Returns:
+        JSON-ready: source, num_calibration, num_samples, seconds, layers (of `layer_sensitivity`, the
+        noisiest first) and points (of `pareto`, with "layers": what people call the names in "float_layers").
+
+    Raises:
+        PassError: if the network is quantized already.
+        DataError: if the images do not fit.
+    """
+    started, progress = time.perf_counter(), progress or SilentProgress()
+    model = load_model(source, options or LoadOptions())
+    refuse_quantized(model)
+    dataset = _dataset(model, data, progress)
+    folded = _prepared(model)
+    order = [int(i) for i in np.random.default_rng(0).permutation(len(dataset))]
+    judged = order[: _affordable(folded)]
+    kept_apart = order[len(judged) :][:NUM_CALIBRATION]
+    calibration = kept_apart if len(kept_apart) >= len(judged) else order[:NUM_CALIBRATION]
+    context = PassContext(dataset, tuple(calibration), progress=progress)
+    quantized = QuantizeStatic().run(folded, context)
+    inputs, _ = read_images(dataset, judged)
+    layers = layer_sensitivity(folded, quantized, inputs, progress)
+    points = pareto(folded, quantized, inputs, layers, progress)
+    called = {entry.name: entry.layer for entry in layers}
+    return {
+        "source": dataset.name,
+        "num_calibration": len(calibration),
+        "num_samples": len(inputs),
+        "layers": [entry.to_dict() for entry in layers],
+        "points": [{**point, "layers": [called[n] for n in point["float_layers"]]} for point in points],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _dataset(model: Model, data: Any, progress: Progress) -> Dataset:
+    """Open the data, or make a few images up."""
+    if data is not None:
+        return open_images(model, data)
+    from edgecnn.data.synthetic import distill_images
+
+    progress.start("no data given: make images up from the network", None)
+    dataset: Dataset = distill_images(model, MADE_UP, 0, lambda *_: None)
+    progress.finish()
+    return dataset
+
+
+def _prepared(model: Model) -> Model:
+    """Return the network as `compress --int8` quantizes it."""
+    for step in (FoldBatchNorm(), DecomposeActivations(), AveragesToConvolutions()):
+        model = step.run(model, PassContext())
+    return model
+
+
+def _affordable(folded: Model) -> int:
+    """Return how many images are judged on: every layer is run twice."""
+    costs = layer_costs(build_program(folded))
+    trials, macs = 2 * len(costs) + 10, max(sum(cost.macs for cost in costs), 1)
+    count = int(np.clip(MAX_MACS / (trials * macs), LEAST_IMAGES, MOST_IMAGES))
+    batch = folded.fixed_batch or 1
+    return max(count // batch, 1) * batch
