@@ -163,6 +163,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    print("4 bits are simulated: no runtime computes convolutions with them, the file holds int8")
     print("network    quantized with                          float   int8  agree   SQNR CPU seconds")
     for network in arguments.networks:
         measure(network, arguments.data, arguments.cache, arguments.rows, arguments.model)
