@@ -188,8 +188,8 @@ def find_concat_ranges(
                 f"concats whose inputs have mismatched ranges ({source})",
                 tuple(layers),
                 "all inputs of a concat share one scale, so the narrowest keeps few levels",
-                "where they only lead out (a detector's boxes beside its scores) they are joined in float, each "
-                "from its own scale; elsewhere scale the narrow one up in the network",
+                "where they only lead out (a detector's boxes beside its scores) they are joined in float, "
+                "each from its own scale; elsewhere scale the narrow one up in the network",
             )
         )
     if unknown:

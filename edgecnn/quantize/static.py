@@ -186,14 +186,15 @@ class QuantizeStatic:
         apart = concats_far_apart(work.graph, slots, statistics.ranges) if self.split_concats else {}
         if apart:
             slots = assign_slots(work.graph, plan_float(work.graph, floats.nodes | frozenset(apart)))
+            joined = [n for n in work.graph.graph.nodes if n in slots.floats.nodes - floats.nodes]
             record = {"pass": self.name, "kind": FLOAT_LAYERS, "asked": []}
-            context.records.append({**record, "layers": _layers(apart)})
+            context.records.append({**record, "layers": _layers(joined)})
         mean_counts = _mean_counts(work, slots)
         by_root = _slot_parameters(slots, statistics, mean_counts)
         if self.bias_correction and self.bias_method == "batch_norm":
             statistics.input_means.update(batch_norm_means(work))
-        joined = tuple(apart_text(node, times) for node, times in apart.items())
-        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, joined)
+        notes = tuple(apart_text(node, times) for node, times in apart.items())
+        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, notes)
 
     def _plan(self, model: Model, work: Model, context: PassContext) -> FloatPlan:
         """Return what computes in float, and record it.
