@@ -14,20 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from benchmarks.isolated import report, run_each
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RATIO = 0.5
 MAX_LEFT = 0.6
-LIMIT_S, LIMIT_GB = 420.0, 10.0
 
 
 def prune_ours(name: str) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def prune_ours(name: str) -> dict[str, Any]:
         "load_s": time.perf_counter() - started,
         "stage": "couple",
     }
-    yield_row(row)
+    report(row)
     started = time.perf_counter()
     coupling = couple_channels(model)
     row |= {
@@ -66,7 +63,7 @@ def prune_ours(name: str) -> dict[str, Any]:
         "runs": True,
         "stage": "verify",
     }
-    yield_row(row)
+    report(row)
     row |= {
         "error": verify_cut(model, coupling, removed, cut),
         "inexact": list(inexact_reasons(coupling, removed)),
@@ -76,7 +73,7 @@ def prune_ours(name: str) -> dict[str, Any]:
         cut.graph, side, model.fixed_batch
     )
     row["stage"] = "export"
-    yield_row(row)
+    report(row)
     try:
         return row | {"exporter": export(cut, side), "stage": "done"}
     except ValueError as error:
@@ -98,11 +95,6 @@ def half_of_each_group(coupling: Any) -> set[int]:
             count = min(int(group.size * RATIO), group.size - 1)
             removed |= set(rng.permutation(group.channels)[:count].tolist())
     return removed
-
-
-def yield_row(row: dict[str, Any]) -> None:
-    """Say how far this network has come, in case its process is stopped."""
-    print("ROW " + json.dumps(row), flush=True)
 
 
 def gradients_flow(graph: Any, side: int, batch: int | None) -> tuple[str, ...]:
@@ -176,7 +168,7 @@ def prune_peer(name: str) -> dict[str, Any]:
     net, side = build(name), side_of(name)
     images = torch.randn(1, 3, side, side)
     row: dict[str, Any] = {"net": name, "side": side, "stage": "couple"}
-    yield_row(row)
+    report(row)
     before = sum(p.numel() for p in net.parameters())
     started = time.perf_counter()
     heads = [
@@ -195,7 +187,7 @@ def prune_peer(name: str) -> dict[str, Any]:
         "params_left": sum(p.numel() for p in net.parameters()) / before,
         "stage": "run",
     }
-    yield_row(row)
+    report(row)
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         outputs = net(images)
@@ -208,15 +200,8 @@ def prune_peer(name: str) -> dict[str, Any]:
 
 def run_suite(names: list[str], out: Path, peer: bool) -> None:
     """Try each network that `out` does not hold yet, each in a process of its own."""
-    lines = out.read_text().splitlines() if out.exists() else []
-    done = {json.loads(line)["net"] for line in lines}
     _import_everything(peer)
-    for name in names:
-        if name in done:
-            continue
-        row = run_one(name, peer)
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    for row in run_each(names, out, prune_peer if peer else prune_ours):
         print(verdict(row, peer), json.dumps({k: v for k, v in row.items() if k != "frozen"}), flush=True)
 
 
@@ -240,58 +225,6 @@ def _import_everything(peer: bool) -> None:
         import edgecnn.graph.build_ops
         import edgecnn.load
         import edgecnn.prune.surgery  # noqa: F401
-
-
-def run_one(name: str, peer: bool) -> dict[str, Any]:
-    """Run one network in a forked process with limits on time and memory."""
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        pid = os.fork()
-        if pid == 0:
-            _child(name, peer, log)
-        stopped = ""
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            time.sleep(0.2)
-            if time.perf_counter() - started > LIMIT_S:
-                stopped = f"longer than {LIMIT_S:.0f} s"
-            elif _rss_gb(pid) > LIMIT_GB:
-                stopped = f"more than {LIMIT_GB:.0f} GB"
-            if stopped:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                break
-        lines = log.read_text(errors="replace").splitlines()
-    rows = [line[4:] for line in lines if line.startswith("ROW ")]
-    row: dict[str, Any] = json.loads(rows[-1]) if rows else {"net": name, "stage": "load"}
-    row["seconds"] = time.perf_counter() - started
-    if row["stage"] != "done":
-        last = [line for line in lines if line.strip() and not line.startswith("ROW ")]
-        row["failure"] = stopped or (last[-1][:400] if last else "no message")
-    return row
-
-
-def _child(name: str, peer: bool, log: Path) -> None:
-    """Work on one network, everything it says going into a file; never returns."""
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    try:
-        yield_row(prune_peer(name) if peer else prune_ours(name))
-    except BaseException:  # noqa: BLE001  whatever it is, the row says it
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _rss_gb(pid: int) -> float:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * 4096 / 1e9
 
 
 def verdict(row: dict[str, Any], peer: bool) -> str:
@@ -348,7 +281,7 @@ def main() -> None:
 
         torch.set_num_threads(1)
         row = prune_peer(chosen.target) if chosen.peer else prune_ours(chosen.target)
-        yield_row(row)
+        report(row)
     elif chosen.command == "table":
         table(Path(chosen.target), Path(chosen.peer) if chosen.peer else None)
     else:

@@ -206,7 +206,7 @@ def _check_io(recipe: Recipe, io: str) -> None:
     if io != "float32" and any(step.name == "quantize_dynamic" for step in recipe.passes):
         raise ExportError(
             f"io is {io!r}, but the recipe {recipe.name} takes scales from each image when it runs, "
-            "inputs and outputs have none, expected 'float32'",
+            "so inputs and outputs have none, expected 'float32'",
             hint="--int8 makes files with scales of their own, or leave --io out",
         )
     if io != "float32" and widens(recipe.passes):
