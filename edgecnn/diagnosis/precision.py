@@ -26,10 +26,12 @@ from edgecnn.quantize.sensitivity import layer_sensitivity, pareto
 from edgecnn.quantize.static import QuantizeStatic
 
 NUM_CALIBRATION, MADE_UP = 128, 16
-MOST_IMAGES, LEAST_IMAGES = 64, 8
+MOST_IMAGES, LEAST_IMAGES = 64, 4
 
-MAX_MACS = 2e12
-"""All trials together may cost about this; fewer images are used for it."""
+MAX_COST = 6e9
+"""All trials together may compute about so many values, a minute's worth; fewer images are used for it."""
+MACS_PER_VALUE = 16
+"""Multiply-accumulates that take as long as quantizing one value."""
 
 
 def inspect_precision(
@@ -101,8 +103,10 @@ def _prepared(model: Model) -> Model:
 
 def _affordable(folded: Model) -> int:
     """Return how many images are judged on: every layer is run twice."""
-    costs = layer_costs(build_program(folded))
-    trials, macs = 2 * len(costs) + 10, max(sum(cost.macs for cost in costs), 1)
-    count = int(np.clip(MAX_MACS / (trials * macs), LEAST_IMAGES, MOST_IMAGES))
+    program = build_program(folded)
+    values = sum(int(np.prod(program.tensors[op.output].shape[1:])) for op in program.ops)
+    cost = max(values + sum(c.macs for c in layer_costs(program)) / MACS_PER_VALUE, 1)
+    trials = 2 * len(program.ops) + 10
+    count = int(np.clip(MAX_COST / (trials * cost), LEAST_IMAGES, MOST_IMAGES))
     batch = folded.fixed_batch or 1
     return max(count // batch, 1) * batch
