@@ -16,7 +16,7 @@ from typing import Any
 from edgecnn.artifact import Artifact, check_output_directory, publish_files
 from edgecnn.devices.kernels import kernels_for
 from edgecnn.devices.profile import Device, load_device
-from edgecnn.errors import BudgetError, ExportError
+from edgecnn.errors import BudgetError, ExportError, ParityError
 from edgecnn.export.files import ModelFile
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import LayerCost, layer_costs
@@ -162,7 +162,11 @@ def _improved(
         details.extend(found.details)
         if found.plan == attempt.plan:
             return attempt
-        return _attempt(maker, prepared, found.plan, folder, prepare_seconds)
+        try:
+            return _attempt(maker, prepared, found.plan, folder, prepare_seconds)
+        except ParityError as error:  # no file that is not proven, so the one before stays
+            details[-1].update(is_met=False, changes=[], advice=f"not proven: {error.message}")
+            return attempt
 
     started = time.perf_counter()
     max_drop = maker.options.max_drop

@@ -253,6 +253,10 @@ def test_many_layers_of_any_network(choice: tuple[str, tuple[str, ...]]) -> None
     check_any(choice)
 
 
+def test_an_average_in_float_may_round_ties_either_way() -> None:
+    check_any(("pools", ("conv2d_default_1 (aten.conv2d.default)",)))
+
+
 def check_any(choice: tuple[str, tuple[str, ...]]) -> None:
     name, layers = choice
     program = build_program(leave(nets.folded(name), *layers))

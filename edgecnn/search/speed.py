@@ -31,7 +31,7 @@ COUNTS = (1, 2, 4, 8, 16, 32)
 """How many layers are left in float, one try each."""
 
 RUNTIME = "(runtime)"
-"""Stands for what the runtime put in between layers: transpositions, reorders."""
+"""Stands for what is in between layers: transpositions, reorders, quantize and dequantize."""
 
 CLEARLY = 1.05
 """Factor by which a slow file has to gain for a change to be worth it."""
@@ -177,7 +177,8 @@ def layer_times(bench: Workbench, made: Made) -> list[LayerTime]:
 
 def _places(program: Program) -> dict[str, str]:
     """Return value -> path of the layer that makes it, and each path as it is."""
-    made_by = {op.output: op.layer.split(" (")[0] for op in program.ops if " (" in op.layer}
+    layers = [op for op in program.ops if " (" in op.layer and not op.kind.endswith("quantize")]
+    made_by = {op.output: op.layer.split(" (")[0] for op in layers}
     return {**made_by, **{path: path for path in made_by.values()}}
 
 
