@@ -16,7 +16,7 @@ from typing import Any
 from edgecnn.artifact import Artifact, check_output_directory, publish_files
 from edgecnn.devices.kernels import kernels_for
 from edgecnn.devices.profile import Device, load_device
-from edgecnn.errors import BudgetError, ExportError, ParityError
+from edgecnn.errors import BudgetError, EdgeCNNError, ExportError
 from edgecnn.export.files import ModelFile
 from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import LayerCost, layer_costs
@@ -157,22 +157,26 @@ def _improved(
     from edgecnn.search.improve import Found, avoid_slower, guard_accuracy, is_slower, misses_accuracy
 
     details: list[dict[str, Any]] = []
+    max_drop = maker.options.max_drop
 
     def take(attempt: _Attempt, found: Found) -> _Attempt:
         details.extend(found.details)
         if found.plan == attempt.plan:
             return attempt
         try:
-            return _attempt(maker, prepared, found.plan, folder, prepare_seconds)
-        except ParityError as error:  # no file that is not proven, so the one before stays
-            details[-1].update(is_met=False, changes=[], advice=f"not proven: {error.message}")
+            better = _attempt(maker, prepared, found.plan, folder, prepare_seconds)
+        except EdgeCNNError as error:  # what is there already is made and proven, so it stays
+            details[-1].update(is_met=False, changes=[], advice=f"what was found fails: {error.message}")
             return attempt
+        if misses_accuracy(better.report, max_drop) and not misses_accuracy(attempt.report, max_drop):
+            details[-1].update(is_met=False, changes=[], advice="what was found misses the accuracy budget")
+            return attempt
+        return better
 
     started = time.perf_counter()
-    max_drop = maker.options.max_drop
     if max_drop is not None and misses_accuracy(attempt.report, max_drop):
         attempt = take(attempt, guard_accuracy(maker, prepared, attempt.plan, max_drop))
-    if is_slower(attempt.report):
+    if is_slower(attempt.report, maker.device):
         found = avoid_slower(maker, prepared, attempt.plan, attempt.made, attempt.report)
         attempt = take(attempt, found)
     if not details:

@@ -156,7 +156,7 @@ class Maker:
             train=train.dataset if train else None,
             train_indices=train.indices if train else (),
             validation_indices=train.validation if train else (),
-            teacher=teacher,
+            teacher=loaded if teacher is None else teacher,
             checkpoints=stages,
         )
 

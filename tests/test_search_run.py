@@ -13,12 +13,18 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("ai_edge_litert")
 
+import numpy as np
+from sklearn.datasets import load_digits
+
 import edgecnn
 from edgecnn.compress import CompressOptions, CompressResult
 from edgecnn.errors import BudgetError
+from edgecnn.making import Plan
 from edgecnn.recipe import Recipe
 from edgecnn.report.html import render_compress_html
+from edgecnn.search.cures import Cure, training
 
+SHORT: dict[str, Any] = {"weight_observer": "mse", "epochs": 1.0, "learning_rate": 0.002, "num_samples": 32}
 OPTIONS = CompressOptions(measure=False, formats=("onnx",))
 
 
@@ -62,9 +68,10 @@ def replace_bits(text: str) -> str:
     return text.replace("weight_bits = 2", "weight_bits = 8")
 
 
-def test_a_file_that_must_be_faster_and_is_not_ends_with_exit_code_3(
-    examples_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def float_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file take twice float's time, whatever it really takes."""
+
     def slow(*arguments: Any) -> tuple[Any, dict[str, Any]]:
         comparison = {"speedup": 0.5, "interval": (0.45, 0.55)}
         figures = {"median_ms": 2.0, "p90_ms": None, "p99_ms": None, "num_samples": 64}
@@ -78,13 +85,53 @@ def test_a_file_that_must_be_faster_and_is_not_ends_with_exit_code_3(
 
     monkeypatch.setattr("edgecnn.judgement.time_files", slow)
     monkeypatch.setattr("edgecnn.search.workbench.time_files", slow)
+
+
+def searches(report: Any) -> list[dict[str, Any]]:
+    return [detail for detail in report.details if detail["kind"] == "search"]
+
+
+@pytest.mark.usefixtures("float_is_faster")
+def test_a_file_that_must_be_faster_and_is_not_ends_with_exit_code_3(
+    examples_dir: Path, tmp_path: Path
+) -> None:
     recipe = Recipe.load("static_wi8_ai8")
     with pytest.raises(BudgetError, match=r"onnx is slower than float \(0\.50 times its speed") as caught:
         compress(examples_dir, tmp_path, recipe, measure=True, must_be_faster=True, num_samples=16)
     assert caught.value.exit_code == 3
     report = caught.value.result.report  # type: ignore[attr-defined]
-    (search,) = [detail for detail in report.details if detail["kind"] == "search"]
+    (search,) = searches(report)
     assert search["goal"] == "speed" and not search["is_met"] and search["changes"] == []
     assert {time["layer"] for time in search["slow_layers"]} & {"features.0", "features.3"}
     assert len(search["trials"]) >= 3 and all(trial["onnx_speedup"] == 0.5 for trial in search["trials"])
     assert "the onnx file is slower than float on this machine, 2.00 times its latency" in report.warnings
+
+
+@pytest.mark.usefixtures("float_is_faster")
+def test_times_of_another_machine_start_no_search(examples_dir: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load("static_wi8_ai8")
+    changes: dict[str, Any] = {"measure": True, "num_samples": 16, "target": "raspberrypi4"}
+    assert searches(compress(examples_dir, tmp_path, recipe, **changes).report) == []
+
+
+def test_the_guard_may_end_with_training(
+    examples_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_digits()
+    pixels = np.kron(digits.images[:600] * 15.9, np.ones((4, 4))).astype(np.uint8)[..., None]
+    np.savez(tmp_path / "train.npz", images=pixels, labels=digits.target[:600])
+
+    def train_shortly(plan: Plan) -> list[Cure]:
+        ((words, found),) = training(plan)
+        *others, step = found.passes
+        return [(words, replace(found, passes=(*others, replace(step, **SHORT))))]  # type: ignore[type-var]
+
+    monkeypatch.setattr("edgecnn.search.guard.CHEAP", ())
+    monkeypatch.setattr("edgecnn.search.guard.Guard._leave_in_float", lambda guard: None)
+    monkeypatch.setattr("edgecnn.search.guard.training", train_shortly)
+    changes: dict[str, Any] = {"max_drop": 50.0, "train_data": str(tmp_path / "train.npz")}
+    found = compress(examples_dir, tmp_path / "out", with_two_bits(), **changes)
+    (search,) = searches(found.report)
+    assert search["changes"] == ["quantization-aware training"] and search["is_met"]
+    assert found.report.passes[-1].name == "quantize_aware_training"
+    assert found.report.accuracy is not None and found.report.accuracy.drop_points <= 50.0

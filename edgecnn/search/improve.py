@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgecnn.devices.profile import Device
 from edgecnn.judgement import Made
 from edgecnn.making import Maker, Plan, Prepared, widens
 from edgecnn.report.build import largest_drop
@@ -35,9 +36,10 @@ def misses_accuracy(report: Report, max_drop: float | None) -> bool:
     return max_drop is not None and drop is not None and drop > max_drop + 1e-9
 
 
-def is_slower(report: Report) -> bool:
-    """Return whether a file is slower than float on the machine it is made for."""
-    if report.latency is None or report.environment.get("emulated"):
+def is_slower(report: Report, device: Device) -> bool:
+    """Return whether a file is slower than float on the device it is made for, if it was timed there."""
+    is_there = device.transport == "local" or any(key.endswith("_on_target") for key in report.parity)
+    if report.latency is None or not is_there or report.environment.get("emulated"):
         return False
     return bool(slow_formats(report.latency.speedup))
 

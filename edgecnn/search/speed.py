@@ -127,6 +127,8 @@ def is_better(found: Mapping[str, SpeedupFigures], before: Mapping[str, SpeedupF
         (True, False)
     """
     slow = slow_formats(before)
+    if any(name not in found for name in before):
+        return False  # too few runs for an interval tell nothing
     if not slow_formats(found):
         return math.prod(found[n].ratio for n in before) > CLEARLY * math.prod(
             s.ratio for s in before.values()

@@ -55,7 +55,7 @@ class Trial:
 
 
 class Workbench:
-    """Makes plans into files and measures them against float, all in one temporary folder.
+    """Makes plans into files and measures them against float.
 
     Args:
         maker: of the run.
@@ -66,9 +66,6 @@ class Workbench:
     """
 
     def __init__(self, maker: Maker, prepared: Prepared) -> None:
-        if prepared.context.teacher is None:
-            context = replace(prepared.context, teacher=prepared.loaded)
-            prepared = replace(prepared, context=context)
         self.maker, self.prepared = maker, prepared
         self.trials: list[Trial] = []
         self._floats: dict[str, ModelFile] = {}
