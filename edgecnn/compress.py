@@ -30,7 +30,7 @@ from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, PassContext, Progress, SilentProgress
 from edgecnn.preflight import keep_inputs, require_packages
 from edgecnn.proof import temporary_folder
-from edgecnn.quantize.static import FLOAT_LAYERS
+from edgecnn.quantize.islands import FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report

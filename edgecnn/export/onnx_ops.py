@@ -21,6 +21,7 @@ import numpy as np
 
 from edgecnn.errors import ExportError, UnsupportedOpError
 from edgecnn.export.onnx_dynamic import write_dynamic_linear
+from edgecnn.export.onnx_float import FLOAT_WRITERS
 from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
 from edgecnn.export.onnx_resize import write_resize
 from edgecnn.export.onnx_transposed import write_phases
@@ -334,6 +335,9 @@ def _pad(graph: GraphBuilder, op: Op) -> None:
     if quant is not None and quant.num_bits == 8:
         value = graph.shift(quant.quantize(value))
     pads = graph.constant(f"{op.output}/pads", _shape((*before, *after)))
+    if op.attributes.get("mode") == "reflect":
+        _move(graph, op, "Pad", [pads], {"mode": "reflect"})
+        return
     _move(graph, op, "Pad", [pads, graph.constant(f"{op.output}/pad_value", value)])
 
 
@@ -392,5 +396,6 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "dequantize": _dequantize,
         "requantize": _requantize,
         "resize": write_resize,
+        **FLOAT_WRITERS,
     }
 )
