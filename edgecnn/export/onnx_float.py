@@ -1,7 +1,7 @@
 """ONNX forms of the operators that exist in float alone.
 
-Of opset 13, the oldest that is written, which has neither LayerNormalization nor Gelu; the nodes are those that
-ONNX Runtime joins to these two when it loads a file.
+Of opset 13, the oldest that is written, which has neither LayerNormalization nor Gelu; the nodes are those
+that ONNX Runtime joins to these two when it loads a file.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def write_normalize(graph: GraphBuilder, op: Op) -> None:
     (x,) = float_operands(graph, op)
     apart = graph.node(op, "Sub", [x, _mean(graph, op, x)])
     square = graph.node(op, "Pow", [apart, _number(graph, op, "two", 2.0)])
-    variance = graph.node(op, "Add", [_mean(graph, op, square), _number(graph, op, "eps", op.attributes["eps"])])
+    variance = graph.node(
+        op, "Add", [_mean(graph, op, square), _number(graph, op, "eps", op.attributes["eps"])]
+    )
     graph.store(op, "Div", [apart, graph.node(op, "Sqrt", [variance])])
 
 

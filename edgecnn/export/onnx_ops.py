@@ -39,9 +39,9 @@ def write_op(graph: GraphBuilder, op: Op) -> None:
     """
     writer = WRITERS.get(op.kind)
     if writer is None:
+        known = ", ".join(sorted(WRITERS))
         raise UnsupportedOpError(
-            f"{op.layer or op.output}: operator {op.kind!r} has no ONNX form, "
-            f"expected one of {', '.join(sorted(WRITERS))}"
+            f"{op.layer or op.output}: operator {op.kind!r} has no ONNX form, expected one of {known}"
         )
     writer(graph, op)
 
@@ -138,12 +138,8 @@ def _rows(graph: GraphBuilder, op: Op) -> list[str]:
     return [real, *(graph.real_parameter(op, graph.tensor(name)) for name in op.inputs[1:])]
 
 
-def _add(graph: GraphBuilder, op: Op) -> None:
-    graph.store(op, "Add", [graph.real_operand(op, name) for name in op.inputs])
-
-
-def _mul(graph: GraphBuilder, op: Op) -> None:
-    graph.store(op, "Mul", [graph.real_operand(op, name) for name in op.inputs])
+def _add_or_mul(graph: GraphBuilder, op: Op) -> None:
+    graph.store(op, op.kind.capitalize(), [graph.real_operand(op, name) for name in op.inputs])
 
 
 def _sub(graph: GraphBuilder, op: Op) -> None:
@@ -373,9 +369,9 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "conv2d": _conv2d,
         "conv_transpose2d": _conv_transpose2d,
         "linear": _linear,
-        "add": _add,
+        "add": _add_or_mul,
         "sub": _sub,
-        "mul": _mul,
+        "mul": _add_or_mul,
         "clamp": _clamp,
         "leaky_relu": _leaky_relu,
         "sigmoid": _sigmoid,

@@ -72,9 +72,13 @@ def normalize(lowering: Lowering, op: Op) -> None:
     graph, name = lowering.graph, op.output
     eps = lowering.constant(f"{name}/eps", np.full((1,) * len(order), op.attributes["eps"], np.float32))
 
-    def step(operator: str, inputs: tuple[int, ...], suffix: str, *, whole: bool = False, **options: Any) -> int:
+    def step(
+        operator: str, inputs: tuple[int, ...], suffix: str, *, whole: bool = False, **options: Any
+    ) -> int:
         size = stored_shape(x.shape, order) if whole else shape
-        return graph.add_operator(operator, inputs, graph.add_tensor(name + suffix, size, "float32", None), options)
+        return graph.add_operator(
+            operator, inputs, graph.add_tensor(name + suffix, size, "float32", None), options
+        )
 
     mean = step("MEAN", (index, over), "/mean", keepDims=True)
     apart = step("SUB", (index, mean), "/apart", whole=True)
@@ -119,7 +123,9 @@ def _matmul_in_fewer(lowering: Lowering, op: Op) -> None:
     for name in op.inputs:
         x = lowering.tensor(name)
         if x.shape[:-2] != y.shape[:-2]:
-            raise lowering.unsupported(op, f"'{name}' is {x.shape}, to be broadcast in {len(x.shape)} dimensions")
+            raise lowering.unsupported(
+                op, f"'{name}' is {x.shape}, to be broadcast in {len(x.shape)} dimensions"
+            )
         index = lowering.read(name, plain_order(len(x.shape)))
         inputs.append(lowering.reshape(index, (BATCH, _outer(x.shape), *x.shape[-2:]), "/joined"))
     joined = lowering.graph.add_tensor(

@@ -112,7 +112,7 @@ _MAX_SLICED_DIMS = 5
 
 
 def _slice_in_fewer(lowering: Lowering, op: Op, index: int, order: Order) -> int:
-    """Add a STRIDED_SLICE of more dimensions than it takes, those ahead of the axis joined, and those behind."""
+    """Add a STRIDED_SLICE of more dimensions than it takes, those on either side of the axis joined."""
     x, y = lowering.tensor(op.inputs[0]), lowering.tensor(op.output)
     axis, step = op.attributes["axis"] % len(x.shape), op.attributes.get("step", 1)
     start, _, _ = slice(op.attributes.get("start", 0), None).indices(x.shape[axis])

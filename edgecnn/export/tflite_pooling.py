@@ -143,6 +143,7 @@ def amax(lowering: Lowering, op: Op) -> None:
 
 
 def reduce_axes(lowering: Lowering, op: Op, operator: str) -> None:
+    """Write a reduction over the op's axes, wherever they are stored."""
     x = lowering.tensor(op.inputs[0])
     axes = _axes(lowering, op, len(x.shape))
     keepdim = bool(op.attributes.get("keepdim", False))

@@ -1,9 +1,9 @@
 """Rewrite a graph so that the batch is dimension 0 of every value, and nothing known is computed.
 
-Attention code moves the batch about: (n, tokens, c) becomes (tokens, n, c) in `nn.MultiheadAttention`, windows
-become part of the batch, (n * windows, tokens, c), in Swin. Both files hold the batch in front, since its size is
-open. Every value gets a form (`forms`); operators on single dimensions run on it where it lies, the others
-on axes in order.
+Attention code moves the batch about: (n, tokens, c) becomes (tokens, n, c) in `nn.MultiheadAttention`,
+windows become part of the batch, (n * windows, tokens, c), in Swin. Both files hold the batch in front, since
+its size is open. Every value gets a form (`forms`); operators on single dimensions run on it where it lies,
+the others on axes in order.
 
 A network that needs nothing of this is returned as it is.
 """
@@ -70,9 +70,8 @@ def put_batch_first(model: Model) -> Model:
     if not _needs_it(model.graph, runs):
         return model
     graph = copy_graph(model.graph)
-    renamed = {new: old for new, old in zip(graph.graph.nodes, model.graph.graph.nodes, strict=True)}
+    back = dict(zip(model.graph.graph.nodes, graph.graph.nodes, strict=True))
     for run in runs:
-        back = {old: new for new, old in renamed.items()}
         run.values = {back[node]: value for node, value in run.values.items()}
         run.of_image = {back[node] for node in run.of_image}
     Rewriter(graph, runs).rewrite()
@@ -159,7 +158,8 @@ class Rewriter:
     def _rewrite_call(self, node: fx.Node) -> None:
         rule = self._rules.get(node.target)
         is_plain = self._reads_plain(node) and all(
-            shape is None or (shape[:1] == (-1,) and min(shape[1:], default=0) >= 0) for shape in self.shapes(node)
+            shape is None or (shape[:1] == (-1,) and min(shape[1:], default=0) >= 0)
+            for shape in self.shapes(node)
         )
         if is_plain and (rule is None or not (rule.always or self._reads_sizes(node))):
             node.args = fx.map_arg(node.args, self.argument)
@@ -278,8 +278,8 @@ class Rewriter:
         held = self.settled(self.values[source])
         if not held.form.is_plain:
             raise UnsupportedOpError(
-                f"{layer_name(self.current)} reads {self.shape(source)} (negative: times the batch), expected "
-                "the batch alone in dimension 0"
+                f"{layer_name(self.current)} reads {self.shape(source)} (negative: times the batch), "
+                "expected the batch alone in dimension 0"
             )
         return held.node
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.batch_first import Held, Known, Rewriter
+from edgecnn.graph.batch_operands import aligned, cannot, held_input
+from edgecnn.graph.batch_products import attention, matmul
 from edgecnn.graph.forms import Form, plain_form, reshape_form
 from edgecnn.graph.nodes import argument, aten, layer_name
 
@@ -29,39 +31,25 @@ class Rule:
     always: bool = False
 
 
-def _held(work: Rewriter, source: Any) -> Held:
-    found = work.value(source)
-    if isinstance(found, Known):
-        raise UnsupportedOpError(f"{layer_name(work.current)} reads {source} where an activation is expected")
-    return found
-
-
-def _cannot(work: Rewriter, why: str) -> UnsupportedOpError:
-    return UnsupportedOpError(
-        f"{layer_name(work.current)} {why}, with the batch not in dimension 0",
-        hint="write the network with the batch first, for instance x.view(x.shape[0], ...)",
-    )
-
-
 def _reshape(work: Rewriter, node: fx.Node) -> Held:
-    held, shape = _held(work, node.args[0]), work.shape(node)
+    held, shape = held_input(work, node.args[0]), work.shape(node)
     form = reshape_form(held.form, shape)
     if form is not None:
         return work.reshaped(held, form)
     settled = work.settled(held)
     if not settled.form.is_plain or shape[0] != -1 or min(shape[1:], default=0) < 0:
-        raise _cannot(work, f"reshapes {work.shape(node.args[0])} to {shape}")  # type: ignore[arg-type]
+        raise cannot(work, f"reshapes {work.shape(node.args[0])} to {shape}")  # type: ignore[arg-type]
     return Held(work.call(aten.reshape.default, settled.node, list(shape)), plain_form(shape))
 
 
 def _permute(work: Rewriter, node: fx.Node) -> Held:
-    held = _held(work, node.args[0])
-    rank = len(held.form.dims)
-    return Held(held.node, held.form.permuted([int(d) % rank for d in node.args[1]]))  # type: ignore[union-attr]
+    held = held_input(work, node.args[0])
+    rank, dims = len(held.form.dims), cast("list[int]", node.args[1])
+    return Held(held.node, held.form.permuted([int(d) % rank for d in dims]))
 
 
 def _transpose(work: Rewriter, node: fx.Node) -> Held:
-    held = _held(work, node.args[0])
+    held = held_input(work, node.args[0])
     order = list(range(len(held.form.dims)))
     a, b = int(node.args[1]), int(node.args[2])  # type: ignore[arg-type]
     order[a], order[b] = order[b], order[a]
@@ -69,9 +57,9 @@ def _transpose(work: Rewriter, node: fx.Node) -> Held:
 
 
 def _expand(work: Rewriter, node: fx.Node) -> Held:
-    held, shape = work.settled(_held(work, node.args[0])), work.shape(node)
+    held, shape = work.settled(held_input(work, node.args[0])), work.shape(node)
     if len(shape) != len(held.form.dims):
-        raise _cannot(work, "adds dimensions")
+        raise cannot(work, "adds dimensions")
     sizes, axes = [-1] * len(held.form.axes), list(held.form.axes)
     for dim, size in enumerate(shape):
         axis = held.form.axis(dim)
@@ -93,12 +81,12 @@ def _axis(work: Rewriter, held: Held, dim: int) -> tuple[Held, int]:
         held = work.settled(held)
         axis = held.form.axis(dim)
     if axis is None:
-        raise _cannot(work, f"works along dimension {dim}, which the batch is part of")
+        raise cannot(work, f"works along dimension {dim}, which the batch is part of")
     return held, axis
 
 
 def _select(work: Rewriter, node: fx.Node) -> Held:
-    return _selected(work, _held(work, node.args[0]), int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+    return _selected(work, held_input(work, node.args[0]), int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
 
 
 def _selected(work: Rewriter, held: Held, dim: int, index: int) -> Held:
@@ -107,14 +95,14 @@ def _selected(work: Rewriter, held: Held, dim: int, index: int) -> Held:
 
 
 def _unbind(work: Rewriter, node: fx.Node) -> list[Held]:
-    held, dim = _held(work, node.args[0]), int(argument(node, 1, "dim", 0))
+    held, dim = held_input(work, node.args[0]), int(argument(node, 1, "dim", 0))
     held, axis = _axis(work, held, dim)
     return [_selected(work, held, dim, index) for index in range(held.form.axes[axis])]
 
 
 def _slice(work: Rewriter, node: fx.Node) -> Held:
     dim = int(argument(node, 1, "dim", 0))
-    held, axis = _axis(work, _held(work, node.args[0]), dim)
+    held, axis = _axis(work, held_input(work, node.args[0]), dim)
     rest = [work.argument(a) if isinstance(a, fx.Node) else a for a in node.args[2:]]
     sliced = work.call(aten.slice.Tensor, held.node, axis, *rest)
     return Held(sliced, held.form.resized(axis, work.shape(node)[dim]))
@@ -122,7 +110,7 @@ def _slice(work: Rewriter, node: fx.Node) -> Held:
 
 def _split(work: Rewriter, node: fx.Node) -> list[Held]:
     dim = int(argument(node, 2, "dim", 0))
-    held, axis = _axis(work, _held(work, node.args[0]), dim)
+    held, axis = _axis(work, held_input(work, node.args[0]), dim)
     pieces, start = [], 0
     for shape in work.shapes(node):
         size = (shape or ())[dim]
@@ -133,7 +121,7 @@ def _split(work: Rewriter, node: fx.Node) -> list[Held]:
 
 
 def _each_value(work: Rewriter, node: fx.Node) -> Held:
-    held = _held(work, node.args[0])
+    held = held_input(work, node.args[0])
     if work.has_parts(held.node):
         return work.by_part(node)
     rest = [work.argument(a) if isinstance(a, fx.Node) else a for a in node.args[1:]]
@@ -142,33 +130,14 @@ def _each_value(work: Rewriter, node: fx.Node) -> Held:
     return Held(made, held.form)
 
 
-def _aligned(work: Rewriter, found: Held | Known, form: Form, rank: int) -> fx.Node:
-    """Return an operand with the axes of a settled form, broadcast where it has fewer."""
-    if isinstance(found, Held):
-        dims = ((),) * (rank - len(found.form.dims)) + found.form.dims
-        settled = work.settled(Held(found.node, Form(found.form.axes, dims)))
-        if len(settled.form.axes) != len(form.axes) or settled.form.dims != form.dims:
-            raise _cannot(work, "joins values whose batch lies in different dimensions")
-        return settled.node
-    shape = [1] * (rank - found.value.dim()) + list(found.value.shape)
-    place = form.batch_dim
-    if shape[place] != 1:
-        raise _cannot(work, "joins a constant that differs along the batch")
-    extra = [1] * (len(form.dims[place]) - 1)
-    target = [1, *shape[:place], *extra, *shape[place + 1 :]]
-    while len(target) > 1 and target[0] == 1 and found.value.dim() < len(target) and len(target) > 2:
-        target = target[1:]
-    return work.constant(found, found.value.reshape(target))
-
-
 def _binary(work: Rewriter, node: fx.Node) -> Held:
     operands = [work.value(a) if isinstance(a, fx.Node) else a for a in node.args[:2]]
     held = [operand for operand in operands if isinstance(operand, Held)]
     if len(held) == len([o for o in operands if not isinstance(o, (int, float))]) and all(
         h.form == held[0].form for h in held
     ):
-        given = [o.node if isinstance(o, Held) else o for o in operands]
-        return _with_keywords(work, node, given, held[0].form)
+        same = [o.node if isinstance(o, Held) else o for o in operands]
+        return _with_keywords(work, node, same, held[0].form)
     rank = len(work.shape(node))
     forms = []
     for h in held:
@@ -176,7 +145,7 @@ def _binary(work: Rewriter, node: fx.Node) -> Held:
         forms.append(work.settled(Held(h.node, Form(h.form.axes, dims))).form)
     axes = tuple(max(sizes) for sizes in zip(*(form.axes for form in forms), strict=False))
     form = Form(axes, forms[0].dims)
-    given = [o if isinstance(o, (int, float)) else _aligned(work, o, form, rank) for o in operands]
+    given: list[Any] = [aligned(work, o, form, rank) if isinstance(o, (Held, Known)) else o for o in operands]
     for place, o in enumerate(operands):
         if isinstance(o, Known) and o.value.dim() == 0:
             given[place] = work.constant(o)
@@ -203,31 +172,31 @@ def _last_axes(work: Rewriter, held: Held, count: int) -> Held:
         return held
     held = work.settled(held)
     if held.form.batch_dim >= rank - count:
-        raise _cannot(work, "works along dimensions that the batch is part of")
+        raise cannot(work, "works along dimensions that the batch is part of")
     return held
 
 
 def _linear(work: Rewriter, node: fx.Node) -> Held:
-    held = _last_axes(work, _held(work, node.args[0]), 1)
+    held = _last_axes(work, held_input(work, node.args[0]), 1)
     rest = [None if a is None else work.argument(a) for a in node.args[1:]]  # type: ignore[arg-type]
     made = work.call(node.target, held.node, *rest)
     return Held(made, held.form.resized(len(held.form.axes) - 1, work.shape(node)[-1]))
 
 
 def _layer_norm(work: Rewriter, node: fx.Node) -> Held:
-    held = _last_axes(work, _held(work, node.args[0]), len(node.args[1]))  # type: ignore[arg-type]
+    held = _last_axes(work, held_input(work, node.args[0]), len(node.args[1]))  # type: ignore[arg-type]
     rest = [work.argument(a) if isinstance(a, fx.Node) else a for a in node.args[1:]]
     return Held(work.call(node.target, held.node, *rest), held.form)
 
 
 def _softmax(work: Rewriter, node: fx.Node) -> Held:
-    held, axis = _axis(work, _held(work, node.args[0]), int(argument(node, 1, "dim")))
+    held, axis = _axis(work, held_input(work, node.args[0]), int(argument(node, 1, "dim")))
     return Held(work.call(node.target, held.node, axis, *node.args[2:]), held.form)
 
 
 def _reduce(work: Rewriter, node: fx.Node) -> Held:
     dims: Any = argument(node, 1, "dim")
-    held, keep = _held(work, node.args[0]), bool(argument(node, 2, "keepdim", False))
+    held, keep = held_input(work, node.args[0]), bool(argument(node, 2, "keepdim", False))
     rank = len(held.form.dims)
     dims = sorted({int(d) % rank for d in ([dims] if isinstance(dims, int) else dims)})
     if any(held.form.axis(d) is None for d in dims):
@@ -250,74 +219,20 @@ def _norm(work: Rewriter, node: fx.Node) -> Held:
     dims: Any = argument(node, 2, "dim")
     keep = bool(argument(node, 3, "keepdim", False))
     if dims is None or len(dims) != 1:
-        raise _cannot(work, "takes a norm over several dimensions")
-    held, axis = _axis(work, _held(work, node.args[0]), int(dims[0]))
+        raise cannot(work, "takes a norm over several dimensions")
+    held, axis = _axis(work, held_input(work, node.args[0]), int(dims[0]))
     made = work.call(node.target, held.node, argument(node, 1, "ord", 2), [axis], keep)
     form = held.form.resized(axis, 1)
     return Held(made, form if keep else form.without(int(dims[0])))
 
 
 def _roll(work: Rewriter, node: fx.Node) -> Held:
-    held = _held(work, node.args[0])
+    held = held_input(work, node.args[0])
     axes = []
     for dim in argument(node, 2, "dims"):
         held, axis = _axis(work, held, int(dim))
         axes.append(axis)
     return Held(work.call(node.target, held.node, node.args[1], axes), held.form)
-
-
-def _matmul(work: Rewriter, node: fx.Node) -> Held:
-    rank = len(work.shape(node))
-    operands = [work.value(node.args[0]), work.value(node.args[1])]
-    forms = []
-    for place, found in enumerate(operands):
-        if isinstance(found, Held):
-            dims = ((),) * (rank - len(found.form.dims)) + found.form.dims
-            settled = work.settled(Held(found.node, Form(found.form.axes, dims)))
-            if settled.form.batch_dim >= rank - 2:
-                raise _cannot(work, "multiplies matrices that the batch is part of")
-            operands[place] = settled
-            forms.append(settled.form)
-    if any(form.dims != forms[0].dims for form in forms):
-        raise _cannot(work, "multiplies values whose batch lies in different dimensions")
-    given = []
-    for found in operands:
-        small = isinstance(found, Known) and found.value.dim() <= 2
-        given.append(
-            work.constant(found) if isinstance(found, Known) and small else _aligned(work, found, forms[0], rank)
-        )
-    axes = [max(sizes) for sizes in zip(*(form.axes for form in forms), strict=True)]
-    shape = work.shape(node)
-    axes[-2:] = shape[-2:]
-    for dim in range(rank - 2):
-        axis = forms[0].axis(dim)
-        if axis is not None:
-            axes[axis] = shape[dim]
-    return Held(work.call(node.target, *given), Form(tuple(axes), forms[0].dims))
-
-
-def _attention(work: Rewriter, node: fx.Node) -> Held:
-    rank = len(work.shape(node))
-    held = [work.settled(_held(work, node.args[i])) for i in range(3)]
-    if any(h.form.batch_dim >= rank - 2 or h.form.dims != held[0].form.dims for h in held):
-        raise _cannot(work, "attends over the batch")
-    given: list[Any] = [h.node for h in held]
-    if len(node.args) > 3:
-        mask: Any = node.args[3]
-        found = None if mask is None else work.value(mask)
-        small = isinstance(found, Known) and found.value.dim() <= 2
-        given.append(
-            None
-            if found is None
-            else work.constant(found)
-            if isinstance(found, Known) and small
-            else _aligned(work, found, held[0].form, rank)
-        )
-        given += node.args[4:]
-    made = work.call(node.target, *given)
-    made.kwargs = dict(node.kwargs)
-    form = held[0].form
-    return Held(made, form.resized(len(form.axes) - 1, work.shape(node)[-1]))
 
 
 def _concat(work: Rewriter, node: fx.Node) -> Held:
@@ -329,7 +244,7 @@ def _concat(work: Rewriter, node: fx.Node) -> Held:
     held = [work.settled(part) for part in parts if isinstance(part, Held)]
     form = held[0].form
     if any(h.form.dims != form.dims for h in held) or form.axis(dim) is None:
-        raise _cannot(work, "joins values whose batch lies in different dimensions")
+        raise cannot(work, "joins values whose batch lies in different dimensions")
     axis = form.axis(dim) or 0
     whole = form.resized(axis, work.shape(node)[dim])
     if len(held) == len(parts):
@@ -357,13 +272,13 @@ def _padded_with(work: Rewriter, parts: Sequence[Held | Known], dim: int, axis: 
         pieces.append(torch.zeros(size) if value is None else value.expand(size))
     source = next(part for part in parts if isinstance(part, Known))
     table = Known(source.node, torch.cat(pieces, dim))
-    return work.call(aten.add.Tensor, padded, _aligned(work, table, whole, len(whole.dims)))
+    return work.call(aten.add.Tensor, padded, aligned(work, table, whole, len(whole.dims)))
 
 
 def _pad(work: Rewriter, node: fx.Node) -> Held:
     amounts: Any = node.args[1]
     count = len(amounts) // 2
-    held = _last_axes(work, _held(work, node.args[0]), count)
+    held = _last_axes(work, held_input(work, node.args[0]), count)
     made = work.call(node.target, held.node, *node.args[1:])
     made.kwargs = dict(node.kwargs)
     form = held.form
@@ -375,7 +290,7 @@ def _pad(work: Rewriter, node: fx.Node) -> Held:
 
 def _unfold(work: Rewriter, node: fx.Node) -> Held:
     dim, size, step = (int(a) for a in node.args[1:4])  # type: ignore[arg-type]
-    held, axis = _axis(work, _held(work, node.args[0]), dim)
+    held, axis = _axis(work, held_input(work, node.args[0]), dim)
     made = work.call(node.target, held.node, axis, size, step)
     form = held.form.resized(axis, work.shape(node)[dim])
     last = len(form.axes)
@@ -400,7 +315,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(_RESHAPES, Rule(_reshape)),
     **dict.fromkeys(_EACH_VALUE, Rule(_each_value)),
     **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor), Rule(_binary)),
-    **dict.fromkeys((aten.matmul.default, aten.bmm.default), Rule(_matmul)),
+    **dict.fromkeys((aten.matmul.default, aten.bmm.default), Rule(matmul)),
     **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default), Rule(_reduce)),
     **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default), Rule(_split)),
     **dict.fromkeys((aten.softmax.int, aten._softmax.default), Rule(_softmax)),
@@ -418,7 +333,7 @@ RULES: dict[Any, Rule] = {
     aten.pad.default: Rule(_pad),
     aten.constant_pad_nd.default: Rule(_pad),
     aten.unfold.default: Rule(_unfold),
-    aten.scaled_dot_product_attention.default: Rule(_attention),
+    aten.scaled_dot_product_attention.default: Rule(attention),
     aten.cat.default: Rule(_concat, always=True),
     operator.getitem: Rule(_getitem),
 }

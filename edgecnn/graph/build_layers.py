@@ -242,6 +242,7 @@ def adaptive_max_pool2d(builder: ProgramBuilder, node: fx.Node) -> list[str | No
 
 
 def reduction(builder: ProgramBuilder, node: fx.Node, kind: str, out: tuple[int, ...]) -> str:
+    """Lower a reduction over dimensions to the operator `kind`."""
     x = builder.tensor(node.args[0])
     rank = len(builder.tensors[x].shape)
     dims = argument(node, 1, "dim")

@@ -215,7 +215,9 @@ def expand(builder: ProgramBuilder, node: fx.Node) -> str:
     if builder.tensors[x].shape == shape or all(_broadcasts(builder, node, user) for user in _readers(node)):
         return x
     if len(shape) != len(builder.tensors[x].shape):
-        raise UnsupportedOpError(f"{layer_name(node)} adds dimensions for an operator that does not broadcast")
+        raise UnsupportedOpError(
+            f"{layer_name(node)} adds dimensions for an operator that does not broadcast"
+        )
     for axis, size in enumerate(shape):
         old = builder.tensors[x].shape
         if old[axis] != size:

@@ -1,6 +1,6 @@
 """Products of two tensors given by letters, as one product of matrices.
 
-    "bhid,bjd->bhij"        letters in both and in the result are kept apart, those in both alone are summed
+"bhid,bjd->bhij"        letters in both and in the result are kept apart, those in both alone are summed
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ def parse_product(equation: str, shapes: Sequence[Shape]) -> ProductPlan | None:
         return None
     if any(len(term) != len(shape) for term, shape in zip(terms, shapes, strict=True)):
         return None
-    size = {letter: n for term, shape in zip(terms, shapes, strict=True) for letter, n in zip(term, shape, strict=True)}
+    size = {
+        letter: n
+        for term, shape in zip(terms, shapes, strict=True)
+        for letter, n in zip(term, shape, strict=True)
+    }
     a, b = terms
     apart = [x for x in result if x in a and x in b]
     rows, columns = ([x for x in term if x in result and x not in apart] for term in (a, b))
@@ -78,7 +82,11 @@ def parse_product(equation: str, shapes: Sequence[Shape]) -> ProductPlan | None:
 
 
 def _batch_in_rows(
-    a: str, b: str, size: dict[str, int], parts: tuple[list[str], list[str], list[str], list[str]], result: str
+    a: str,
+    b: str,
+    size: dict[str, int],
+    parts: tuple[list[str], list[str], list[str], list[str]],
+    result: str,
 ) -> ProductPlan | None:
     """Return the plan where the second factor is a matrix for all images alike."""
     apart, rows, columns, summed = parts

@@ -122,7 +122,7 @@ def _avg_pool1d(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node
 
 def _conv3d(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node | None:
     """Return a depthwise convolution for one of (n, 1, h, w, d) whose kernel has size 1 along d."""
-    x, weight = shapes[node.args[0].name], argument(node, 1, "weight")  # type: ignore[union-attr]
+    x, weight = shapes[str(node.args[0])], argument(node, 1, "weight")
     names = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     stride, padding, dilation = (list(argument(node, i, name, [d] * 3)) for i, name, d in names)
     if not is_constant(weight) or isinstance(argument(node, 4, "padding", 0), str):
@@ -161,7 +161,7 @@ def _stack(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node:
 
 
 def _sum(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node | None:
-    shape = shapes[node.args[0].name]  # type: ignore[union-attr]
+    shape = shapes[str(node.args[0])]
     dims: Any = argument(node, 1, "dim")
     sizes = [shape[d] for d in ([dims] if isinstance(dims, int) else dims or [0])]
     if min(sizes) < 1:

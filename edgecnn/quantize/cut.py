@@ -82,10 +82,10 @@ class FlowGraph:
                     self._left[edge ^ 1] += sent
                 path, node = [], start
                 continue
-            edge = self._forward(node, level, following)
-            if edge is not None:
-                path.append(edge)
-                node = self._to[edge]
+            onward = self._forward(node, level, following)
+            if onward is not None:
+                path.append(onward)
+                node = self._to[onward]
             elif not path:
                 return True
             else:  # a dead end

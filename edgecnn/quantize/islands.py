@@ -2,11 +2,11 @@
 
     conv -> permute -> [layer_norm] -> linear -> [gelu] -> linear        [...] in float, the rest in int8
 
-An operator that the scheme does not know computes in float, a layer with weights in int8. Those without weights
-follow: of all ways to divide them the one that converts the fewest values is taken, a minimum cut, and of
-several such ways the one with more in float, which rounds less. So the scores, mask and softmax between the two
-products of an attention are one piece with them, and the sums along a transformer, read by every layer_norm, stay
-in float; those of a ConvNeXt, read by convolutions, are in int8.
+An operator that the scheme does not know computes in float, a layer with weights in int8. Those without
+weights follow: of all ways to divide them the one that converts the fewest values is taken, a minimum cut,
+and of several such ways the one with more in float, which rounds less. So the scores, mask and softmax
+between the two products of an attention are one piece with them, and the sums along a transformer, read by
+every layer_norm, stay in float; those of a ConvNeXt, read by convolutions, are in int8.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _cheapest(
         spec = spec_of(node)
         if spec is not None and spec.holds is Holds.SHARED:
             flow.connect(node, _INT8, _num_values(shapes.get(node.name)))  # four bytes are moved for one
-        tied = node.args[0] if node.target is operator.getitem or is_fused_clamp(node) else None
+        tied: Any = node.args[0] if node.target is operator.getitem or is_fused_clamp(node) else None
         if tied is not None:
             flow.connect(node, tied, INFINITE)
             flow.connect(tied, node, INFINITE)
@@ -186,7 +186,11 @@ def float_warnings(floats: FloatPlan, layers: Collection[fx.Node], unknown: Coll
     """
     found = []
     if floats.nodes and not layers:
-        why = "no layer with weights has an int8 form" if unknown else "float_layers names every layer with weights"
+        why = (
+            "no layer with weights has an int8 form"
+            if unknown
+            else "float_layers names every layer with weights"
+        )
         found.append(f"{why}: the files compute them all in float")
     alone = [node for node in floats.alone if not is_fused_clamp(node)]
     if alone:

@@ -29,7 +29,7 @@ class MixedGraph(fx.Interpreter):
     Args:
         quantized: by `quantize_static`, everything in int8.
         float_graph: what was quantized.
-        shapes: of `infer_shapes`, by which operators without an int8 form were left in float with what is near.
+        shapes: of `infer_shapes`, by which operators without an int8 form were left in float.
     """
 
     def __init__(
