@@ -71,7 +71,7 @@ def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, 
 def _unsupported(model: Model) -> tuple[Model, list[str]]:
     """Return the network in the form for files, and what has no lowering there."""
     try:
-        if not any(_integer_buffers(model)):
+        if not _integer_buffers(model):
             model = to_inference_form(model)
         found = unsupported_nodes(list(model.graph.graph.nodes), set(infer_shapes(model)))
     except UnsupportedOpError as error:

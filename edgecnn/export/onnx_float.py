@@ -1,7 +1,7 @@
 """ONNX forms of the operators that exist in float alone.
 
 Of opset 13, the oldest that is written, which has neither LayerNormalization nor Gelu; the nodes are those
-that ONNX Runtime joins to these two when it loads a file.
+that ONNX Runtime joins when it loads a file: to Gelu, and to SimplifiedLayerNormalization behind a mean.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def write_normalize(graph: GraphBuilder, op: Op) -> None:
 
 
 def _mean(graph: GraphBuilder, op: Op, value: str) -> str:
-    axes = [int(axis) for axis in op.attributes["axes"]]
+    """Append a mean over axes counted from the end, which says without a shape that they are the last."""
+    rank = len(graph.tensor(op.inputs[0]).shape)
+    axes = [int(axis) - rank for axis in op.attributes["axes"]]
     if graph.opset < 18:
         return graph.node(op, "ReduceMean", [value], None, {"keepdims": 1, "axes": axes})
     over = graph.constant(f"{op.output}/axes", np.asarray(axes, np.int64))
