@@ -7,8 +7,9 @@ Every run loads the published weights, prunes to so many times fewer MACs, train
 like all the others (SGD 0.02 with Nesterov momentum, cosine, batch 128, flip and crop) and is judged on all
 5,000 JPEG test images before and after. Methods: unpruned; the criteria random, l1, taylor, fpgm, bn_scale in
 their plain form (scores compared over the whole network, nothing compensated); best, the pass
-`prune_channels` by single channels, and default, as it comes, in widths that suit the target; torch_pruning, GroupMagnitudeImportance (L2), global, on the inner channels of
-each block only, since it cuts the option-A shortcut into a network that does not run.
+`prune_channels` by single channels, and default, as it comes, in widths that suit the target; torch_pruning,
+GroupMagnitudeImportance (L2), global, on the inner channels of each block only, since it cuts the option-A
+shortcut into a network that does not run.
 
 --distill: none trains on labels alone (the pass `fine_tune`), original on labels and the network as it was
 loaded (the pass `distill`), tuned on labels and the unpruned network trained the same way, larger on labels
