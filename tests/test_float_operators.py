@@ -146,7 +146,7 @@ def test_numbers_by_hand() -> None:
 
 
 def test_layer_norm_is_fused_in_onnx_runtime(tmp_path: Any) -> None:
-    """The nodes written for opset 13 are those that the runtime knows (1.31 joins all but the mean); GELU too."""
+    """The nodes written for opset 13 are those that the runtime knows (1.31: all but the mean), GELU too."""
     net = {"norm": nn.LayerNorm(8), "up": nn.Linear(8, 8)}
     _, model = model_of(lambda net, x: F.gelu(net.up(net.norm(tokens(net.stem(x))))), **net)
     executed = onnx_session.executed(to_onnx(build_program(model)), tmp_path)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import nets
 import pytest
+import small_networks
 import torch
 import torch.nn.functional as F
 from mixing import check_files, kinds
 from torch import Tensor, nn
 
+import edgecnn
+from edgecnn.cli.main import main
 from edgecnn.diagnosis.letter import diagnose
 from edgecnn.errors import RecipeError, UnsupportedOpError
 from edgecnn.graph.build import build_program, float_islands
@@ -215,3 +220,30 @@ def test_a_float_operator_alone_between_integers_is_dequantized() -> None:
     program, _ = quantize(make(lambda net, x: net.out(F.gelu(net.stem(x))), out=nn.Conv2d(8, 4, 1)))
     assert kinds(program) == ["quantize", "conv2d", "dequantize", "GELU", "quantize", "conv2d", "dequantize"]
     check_files(program, nets.held_out(8))
+
+
+def test_a_run_says_what_is_left_in_float_and_what_it_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = LoadOptions(input_shape=small_networks.SIZE, preprocess="unit")
+    options = edgecnn.CompressOptions(num_samples=32, measure=False, load=load)
+    edgecnn.compress(
+        small_networks.Transformer().eval(), data="small_networks:images", out=tmp_path, options=options
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    (detail,) = [d for d in report["details"] if d["kind"] == "float_islands"]
+    why = {o["layer"]: o["why"] for o in detail["operators"]}
+    assert why["norm (aten.layer_norm.default)"] == "no int8 form"
+    assert why["attention (aten.scaled_dot_product_attention.default)"] == "no int8 form"
+    assert "add (aten.add.Tensor)" not in why, "between two layers in int8"
+    # 16 tokens of 8 channels: 2 x 16 x 16 x 8 for scores and weighted values; the layers read 48, 8, 8 values
+    layers = 16 * 8 * (48 + 24 + 8) + 8 * 5
+    assert detail["macs_share"] == pytest.approx(4096 / (4096 + layers))
+    text = "2 operators without an int8 form (1 layer_norm, 1 scaled_dot_product_attention)"
+    assert any(text in warning for warning in report["warnings"])
+    assert not any("are left in float, first" in warning for warning in report["warnings"])
+    page = (tmp_path / "report.html").read_text()
+    assert "Operators left in float" in page
+    capsys.readouterr()
+    assert main(["inspect", "small_networks:Transformer", "--input-shape", "3x16x16", "--int8"]) == 0
+    assert "2 operators without an int8 form" in " ".join(capsys.readouterr().out.split())

@@ -139,10 +139,11 @@ class Rewriter:
         self._rules = RULES
         self._settled: dict[tuple[fx.Node, Form], Held] = {}
         self._parts: dict[fx.Node, list[fx.Node]] = {}
+        self._names: dict[fx.Node, str] = {}
 
     def rewrite(self) -> None:
         """Rewrite every node, and drop the calls that are no longer read, random ones too."""
-        given = list(self.graph.graph.nodes)
+        given, given_names = list(self.graph.graph.nodes), set[str]()
         for node in given:
             self.current = node
             if node.op == "output":
@@ -154,6 +155,10 @@ class Rewriter:
         for node in reversed(given):
             if node.op == "call_function" and not node.users:
                 self.graph.graph.erase_node(node)
+                given_names.add(node.name)
+        for made, name in self._names.items():
+            if name in given_names:  # the layer is called as it was
+                made.name = name
 
     def _rewrite_call(self, node: fx.Node) -> None:
         rule = self._rules.get(node.target)
@@ -166,7 +171,10 @@ class Rewriter:
             node.kwargs = fx.map_arg(node.kwargs, self.argument)
             self.values[node] = self._plain_results(node)
             return
-        self.values[node] = self.by_part(node) if rule is None else rule.rewrite(self, node)
+        made = self.by_part(node) if rule is None else rule.rewrite(self, node)
+        self.values[node] = made
+        if isinstance(made, Held) and made.node is not node and made.node.target is node.target:
+            self._names.setdefault(made.node, node.name)
 
     def has_parts(self, node: fx.Node) -> bool:
         """Whether a value was made part by part."""
