@@ -28,6 +28,10 @@ ONE_NODE = {
 """Kind -> the node that computes it."""
 
 
+COMPOSITE = frozenset({"hard_sigmoid", "hard_swish"})
+"""Kinds that a pass writes as integer arithmetic ahead of quantization."""
+
+
 def float_operands(graph: GraphBuilder, op: Op) -> list[str]:
     """Return the values of an operator's inputs, which must be float like its output.
 
@@ -35,9 +39,11 @@ def float_operands(graph: GraphBuilder, op: Op) -> list[str]:
         UnsupportedOpError: if the operator is quantized.
     """
     if graph.tensor(op.output).quant is not None:
+        lower = "run the pass decompose_activations before quantizing"
+        leave = "leave the layer in float with float_layers of quantize_static"
         raise UnsupportedOpError(
             f"{op.layer or op.output}: {op.kind} is quantized, expected float32",
-            hint="leave the layer in float with float_layers of quantize_static",
+            hint=lower if op.kind in COMPOSITE else leave,
         )
     return [graph.real(op, name) for name in op.inputs]
 
@@ -96,6 +102,20 @@ def write_gelu(graph: GraphBuilder, op: Op) -> None:
     graph.store(op, "Mul", [product, _number(graph, op, "half", 0.5)])
 
 
+def write_hard_sigmoid(graph: GraphBuilder, op: Op) -> None:
+    """Append HardSigmoid, whose slope is 1/6 here."""
+    graph.store(op, "HardSigmoid", float_operands(graph, op), _HARD)
+
+
+def write_hard_swish(graph: GraphBuilder, op: Op) -> None:
+    """Append x * HardSigmoid(x), as fast in ONNX Runtime as the HardSwish of opset 14."""
+    (x,) = float_operands(graph, op)
+    graph.store(op, "Mul", [x, graph.node(op, "HardSigmoid", [x], None, _HARD)])
+
+
+_HARD = {"alpha": 1 / 6, "beta": 0.5}
+
+
 def _number(graph: GraphBuilder, op: Op, name: str, value: float) -> str:
     return graph.constant(f"{op.output}/{name}", np.asarray(value, np.float32))
 
@@ -103,6 +123,8 @@ def _number(graph: GraphBuilder, op: Op, name: str, value: float) -> str:
 FLOAT_WRITERS = {
     **dict.fromkeys(ONE_NODE, write_one_node),
     "gelu": write_gelu,
+    "hard_sigmoid": write_hard_sigmoid,
+    "hard_swish": write_hard_swish,
     "normalize": write_normalize,
     "rsqrt": write_rsqrt,
     "sum": write_sum,

@@ -204,27 +204,6 @@ def _tanh(graph: GraphBuilder, op: Op) -> None:
 _TANH = QuantParams(np.asarray(1 / 128, np.float32), 0)
 
 
-def _hard_sigmoid(graph: GraphBuilder, op: Op) -> None:
-    graph.store(op, "HardSigmoid", [_float_only(graph, op)], {"alpha": 1 / 6, "beta": 0.5})
-
-
-def _hard_swish(graph: GraphBuilder, op: Op) -> None:
-    """Write x * HardSigmoid(x), as fast in ONNX Runtime as the HardSwish of opset 14."""
-    x = _float_only(graph, op)
-    gate = graph.node(op, "HardSigmoid", [x], None, {"alpha": 1 / 6, "beta": 0.5})
-    graph.store(op, "Mul", [x, gate])
-
-
-def _float_only(graph: GraphBuilder, op: Op) -> str:
-    """Return the value of op's input, which must be float like its output."""
-    if _is_quantized(graph, op):
-        raise UnsupportedOpError(
-            f"{op.layer or op.output}: {op.kind} is quantized, expected float32",
-            hint="run the pass decompose_activations before quantizing",
-        )
-    return graph.real(op, op.inputs[0])
-
-
 def _softmax(graph: GraphBuilder, op: Op) -> None:
     graph.store(op, "Softmax", [graph.real(op, op.inputs[0])], {"axis": int(op.attributes["axis"])})
 
@@ -324,6 +303,11 @@ def _slice(graph: GraphBuilder, op: Op) -> None:
     _move(graph, op, "Slice", extra)
 
 
+def _gather(graph: GraphBuilder, op: Op) -> None:
+    indices = graph.constant(f"{op.output}/indices", _shape(op.attributes["indices"]))
+    _move(graph, op, "Gather", [indices], {"axis": int(op.attributes["axis"])})
+
+
 def _pad(graph: GraphBuilder, op: Op) -> None:
     before, after = zip(*op.attributes["pads"], strict=True)
     value = np.asarray(op.attributes["value"], np.float32)
@@ -376,8 +360,6 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "leaky_relu": _leaky_relu,
         "sigmoid": _sigmoid,
         "tanh": _tanh,
-        "hard_swish": _hard_swish,
-        "hard_sigmoid": _hard_sigmoid,
         "softmax": _softmax,
         "max_pool2d": _max_pool2d,
         "avg_pool2d": _avg_pool2d,
@@ -385,6 +367,7 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "amax": _amax,
         "concat": _concat,
         "slice": _slice,
+        "gather": _gather,
         "pad": _pad,
         "reshape": _reshape,
         "transpose": _transpose,

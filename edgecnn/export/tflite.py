@@ -48,6 +48,7 @@ LOWERINGS: Mapping[str, Callable[[Lowering, Op], None]] = MappingProxyType(
         "amax": pooling.amax,
         "concat": movement.concat,
         "slice": movement.slice_axis,
+        "gather": movement.gather,
         "pad": movement.pad,
         "reshape": movement.reshape,
         "transpose": movement.transpose,

@@ -38,6 +38,7 @@ _OPTION_TABLES = {
     "DIV": "DivOptions",
     "EXP": "ExpOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GATHER": "GatherOptions",
     "GELU": "GeluOptions",
     "HARD_SWISH": "HardSwishOptions",
     "LEAKY_RELU": "LeakyReluOptions",

@@ -125,6 +125,13 @@ def _slice_in_fewer(lowering: Lowering, op: Op, index: int, order: Order) -> int
     return lowering.write_reshape(cut, lowering.new_tensor(y.name, order))
 
 
+def gather(lowering: Lowering, op: Op) -> None:
+    """Write a GATHER."""
+    index, order = lowering.read(op.inputs[0]), lowering.order(op.inputs[0])
+    indices = lowering.integers(f"{op.output}/indices", op.attributes["indices"])
+    lowering.write(op.output, order, "GATHER", (index, indices), {"axis": order.index(op.attributes["axis"])})
+
+
 def pad(lowering: Lowering, op: Op) -> None:
     """Write a PAD where the value is a real zero, a PADV2 or MIRROR_PAD otherwise."""
     x = lowering.tensor(op.inputs[0])

@@ -49,7 +49,18 @@ def is_lowest_zero(program: Program, name: str) -> bool:
 
 
 _KEEPS_SIGN = frozenset(
-    {"max_pool2d", "avg_pool2d", "mean", "amax", "slice", "reshape", "transpose", "resize", "concat"}
+    {
+        "max_pool2d",
+        "avg_pool2d",
+        "mean",
+        "amax",
+        "slice",
+        "gather",
+        "reshape",
+        "transpose",
+        "resize",
+        "concat",
+    }
 )
 
 

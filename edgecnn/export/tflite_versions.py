@@ -42,6 +42,7 @@ _RUNTIME: dict[str, tuple[str, ...]] = {
         *("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
         *("2.3.0", "2.3.0", "2.3.0", "2.11.0", "2.15.0", "2.17.0"),
     ),
+    "GATHER": ("1.6.0", "1.14.0", "1.15.0", "2.4.0"),
     "GELU": ("2.9.0",),
     "HARD_SWISH": ("1.15.0",),
     "LEAKY_RELU": ("1.13.1", "2.3.0"),
@@ -101,6 +102,7 @@ _INT16 = {
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), 4),
     **dict.fromkeys(("DEPTHWISE_CONV_2D", "SUB", "TRANSPOSE"), 5),
     "FULLY_CONNECTED": 7,
+    "GATHER": 4,
     "LEAKY_RELU": 2,
     "QUANTIZE": 2,
 }
@@ -141,7 +143,7 @@ def operator_version(operator: str, operands: Sequence[OperandType], options: Ma
         return _convolution_version(operator, is_int8, options)
     if operator == "FULLY_CONNECTED":
         return 5 if options.get("keepNumDims") else (4 if is_int8 else 1)
-    if operator == "MIRROR_PAD":
+    if operator in ("GATHER", "MIRROR_PAD"):
         return int8_version
     if operator in ("PAD", "PADV2"):
         return 4 if num_dims > 4 else int8_version

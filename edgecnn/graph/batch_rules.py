@@ -275,6 +275,17 @@ def _padded_with(work: Rewriter, parts: Sequence[Held | Known], dim: int, axis: 
     return work.call(aten.add.Tensor, padded, aligned(work, table, whole, len(whole.dims)))
 
 
+def _index(work: Rewriter, node: fx.Node) -> Held:
+    given = list(node.args[1])  # type: ignore[arg-type]
+    places = [i for i, part in enumerate(given) if part is not None]
+    if len(places) != 1:
+        raise cannot(work, "picks by several lists")
+    held, axis = _axis(work, held_input(work, node.args[0]), places[0])
+    picks = [None] * axis + [work.argument(given[places[0]])]
+    made = work.call(node.target, held.node, picks)
+    return Held(made, held.form.resized(axis, work.shape(node)[places[0]]))
+
+
 def _pad(work: Rewriter, node: fx.Node) -> Held:
     amounts: Any = node.args[1]
     count = len(amounts) // 2
@@ -330,6 +341,7 @@ RULES: dict[Any, Rule] = {
     aten.layer_norm.default: Rule(_layer_norm),
     aten.linalg_vector_norm.default: Rule(_norm),
     aten.roll.default: Rule(_roll),
+    aten.index.Tensor: Rule(_index),
     aten.pad.default: Rule(_pad),
     aten.constant_pad_nd.default: Rule(_pad),
     aten.unfold.default: Rule(_unfold),

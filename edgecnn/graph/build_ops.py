@@ -145,6 +145,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.narrow.default: shapes.narrow,
     aten.select.int: shapes.select,
     aten.unbind.int: shapes.unbind,
+    aten.index.Tensor: shapes.index,
     aten.unflatten.int: shapes.reshape,
     aten.linalg_vector_norm.default: floats.vector_norm,
     aten.split.Tensor: shapes.split,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
@@ -137,6 +138,20 @@ def unbind(builder: ProgramBuilder, node: fx.Node) -> list[str]:
         picked = _slice(builder, node, axis, index, index + 1)
         found.append(builder.emit(node, "reshape", [picked], {"shape": tuple(shape)}, tuple(shape)))
     return found
+
+
+def index(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower x[..., indices, ...] with known indices along one dimension."""
+    x, given = builder.tensor(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    places = [i for i, part in enumerate(given) if part is not None]
+    known = builder.constant_value(given[places[0]]) if len(places) == 1 else None
+    if known is None or known.dim() != 1 or known.is_floating_point() or known.dtype is torch.bool:
+        raise UnsupportedOpError(f"{layer_name(node)} picks by several lists or unknown ones, expected one")
+    axis, size = places[0], builder.tensors[x].shape[places[0]]
+    if axis == 0:
+        raise UnsupportedOpError(f"{layer_name(node)} picks images of the batch")
+    indices = tuple(int(i) % size for i in known)
+    return builder.emit(node, "gather", [x], {"axis": axis, "indices": indices})
 
 
 def split(builder: ProgramBuilder, node: fx.Node) -> list[str]:

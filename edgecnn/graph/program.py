@@ -38,6 +38,7 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
     mean amax         x; axes (sorted tuple), keepdim
     concat            x0, x1, ...; axis
     slice             x; axis, start, stop, step
+    gather            x; axis, indices: x[..., indices, ...]
     pad               x; pads ((before, after) per dimension), value (real); mode "reflect": mirrored instead
     reshape           x; shape (BATCH first)
     transpose         x; perm (perm[0] == 0)
@@ -55,7 +56,7 @@ conv2d and linear may have the attribute `dynamic`, "image", "row" or "pixel": x
 w is int8, and the runtime quantizes x to int8 itself, with a scale and a zero point from the range (0
 included) of each image, each row of the last dimension, or the channels of each pixel.
 
-max_pool2d, avg_pool2d, amax, concat, slice, pad, reshape, transpose and resize keep the quantization
+max_pool2d, avg_pool2d, amax, concat, slice, gather, pad, reshape, transpose and resize keep the quantization
 parameters of their input (all inputs of a concat share one set). sigmoid and softmax give scale 1/256,
 zero_point -128; tanh gives scale 1/128, zero_point 0. A quantized network holds hard_swish and hard_sigmoid
 as mul, add and clamp (the pass decompose_activations writes them so), for which there are integer kernels.

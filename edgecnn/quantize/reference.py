@@ -47,6 +47,7 @@ _KERNELS: Mapping[str, Callable[[Call], Array]] = MappingProxyType(
         "amax": reference_spatial.amax,
         "concat": reference_spatial.concat,
         "slice": reference_spatial.slice_axis,
+        "gather": reference_spatial.gather,
         "pad": reference_spatial.pad,
         "reshape": reference_spatial.reshape,
         "transpose": reference_spatial.transpose,

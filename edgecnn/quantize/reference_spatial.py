@@ -81,6 +81,11 @@ def slice_axis(call: Call) -> Array:
     return x[tuple(index)]
 
 
+def gather(call: Call) -> Array:
+    """Pick `indices` along `axis`."""
+    return np.take(call.arrays[0], call.attribute("indices"), axis=call.attribute("axis"))
+
+
 def pad(call: Call) -> Array:
     """Put the real number `value` around x, (before, after) per dimension, or x mirrored at its edges."""
     (x,) = call.arrays

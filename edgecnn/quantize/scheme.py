@@ -109,6 +109,7 @@ SCHEME: dict[Any, OpSpec] = {
     aten.unbind.int: _SHARED,
     aten.unflatten.int: _SHARED,
     aten.roll.default: _SHARED,
+    aten.index.Tensor: _SHARED,
     aten.unfold.default: _SHARED,
     aten.split.Tensor: _SHARED,
     aten.split_with_sizes.default: _SHARED,
