@@ -93,6 +93,7 @@ OPERATORS: dict[str, tuple[Function, dict[str, nn.Module]]] = {
         lambda net, x: net.stem(x)[:, :, None].expand(-1, -1, 3, -1, -1).reshape(-1, 24, 10, 10),
         {},
     ),
+    "cropped and padded": (lambda net, x: F.pad(net.stem(x), (-1, 1, -2, 0)), {}),
     "picked channels": (lambda net, x: net.stem(x)[:, torch.tensor([3, 0, 0, 7])], {}),
     "addcmul": (lambda net, x: torch.addcmul(net.stem(x), net.stem(x), torch.tensor(0.5)), {}),
 }

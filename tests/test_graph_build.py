@@ -131,7 +131,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         lambda net, x: F.pad(net.stem(x), (1, 1, 1, 1), "replicate"),
         r"aten\.(pad|replication_pad2d)",
     ),
-    "cropping": (lambda net, x: F.pad(net.stem(x), (-1, -1)), r"no cropping"),
+    "cropping": (lambda net, x: F.pad(net.stem(x), (-1, 1, 0, 0), "reflect"), r"the latter without cropping"),
     "uneven": (
         lambda net, x: F.adaptive_avg_pool2d(net.stem(x), 3),
         r"windows of unequal size.*--input-shape",

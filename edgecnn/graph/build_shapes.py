@@ -175,10 +175,10 @@ def pad(builder: ProgramBuilder, node: fx.Node) -> str:
     constant = node.target is aten.constant_pad_nd.default
     mode = "constant" if constant else argument(node, 2, "mode", "constant")
     value = argument(node, 2, "value", 0) if constant else argument(node, 3, "value", 0)
-    if mode not in ("constant", "reflect") or min(amounts) < 0:
+    if mode not in ("constant", "reflect") or (mode == "reflect" and min(amounts) < 0):
         raise UnsupportedOpError(
             f"{layer_name(node)} pads by {list(amounts)} in mode {mode!r}, expected 'constant' or 'reflect', "
-            "no cropping"
+            "the latter without cropping"
         )
     rank = len(builder.shape(node))
     pads = [(0, 0)] * rank
@@ -188,6 +188,16 @@ def pad(builder: ProgramBuilder, node: fx.Node) -> str:
         return x
     if pads[0] != (0, 0):
         raise UnsupportedOpError(f"{layer_name(node)} pads the batch")
+    for axis, (before, after) in enumerate(pads):
+        if min(before, after) < 0:
+            size = builder.tensors[x].shape[axis]
+            start, stop = max(-before, 0), size - max(-after, 0)
+            shape = (*builder.tensors[x].shape[:axis], stop - start, *builder.tensors[x].shape[axis + 1 :])
+            bounds = {"axis": axis, "start": start, "stop": stop, "step": 1}
+            x = builder.emit_moved(node, "slice", [x], bounds, shape)
+    pads = [(max(before, 0), max(after, 0)) for before, after in pads]
+    if not any(before or after for before, after in pads):
+        return x
     if mode == "reflect":
         return builder.emit(node, "pad", [x], {"pads": tuple(pads), "value": 0.0, "mode": "reflect"})
     return builder.emit(node, "pad", [x], {"pads": tuple(pads), "value": float(value or 0.0)})
