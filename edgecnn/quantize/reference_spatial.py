@@ -83,7 +83,7 @@ def slice_axis(call: Call) -> Array:
 
 def gather(call: Call) -> Array:
     """Pick `indices` along `axis`."""
-    return np.take(call.arrays[0], call.attribute("indices"), axis=call.attribute("axis"))
+    return np.asarray(np.take(call.arrays[0], call.attribute("indices"), axis=call.attribute("axis")))
 
 
 def pad(call: Call) -> Array:
