@@ -230,9 +230,22 @@ def peer_outputs(path: Path, inputs: Array) -> Array:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(path), num_threads=1).get_signature_runner()
-    (name,) = runner.get_input_details()
-    feeds = (np.ascontiguousarray(x[None].transpose(0, 2, 3, 1)) for x in inputs)
-    return np.concatenate([next(iter(runner(**{name: feed}).values())) for feed in feeds])
+    ((name, given),) = runner.get_input_details().items()
+    ((_, made),) = runner.get_output_details().items()
+    feeds = (_to_file(np.ascontiguousarray(x[None].transpose(0, 2, 3, 1)), given) for x in inputs)
+    return np.concatenate([_from_file(next(iter(runner(**{name: feed}).values())), made) for feed in feeds])
+
+
+def _to_file(x: Array, details: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return an input in a file's own type."""
+    scale, zero_point = details["quantization"]
+    return np.clip(np.rint(x / scale) + zero_point, -128, 127).astype(details["dtype"]) if scale else x
+
+
+def _from_file(y: npt.NDArray[Any], details: Mapping[str, Any]) -> Array:
+    """Return an output as float32."""
+    scale, zero_point = details["quantization"]
+    return ((y.astype(np.float32) - zero_point) * scale).astype(np.float32) if scale else y
 
 
 def measure(bench: Bench, name: str, peers_python: str | None, cache: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> hard_accuracy.Bench:
     images, labels = coloured(32)
     torch.manual_seed(0)
     net = hard_nets.depthwise()
-    hard_nets.train(net, torch.from_numpy(images), torch.from_numpy(labels), epochs=30)
+    hard_nets.train(net, torch.from_numpy(images), torch.from_numpy(labels), epochs=60)
     weights = tmp_path_factory.mktemp("hard") / "weights.pt"
     torch.save(net.state_dict(), weights)
     data = ArrayDataset("two colours", images, PREPROCESS, labels=labels, class_count=10)
