@@ -7,8 +7,9 @@ Every run loads the published weights, prunes to so many times fewer MACs, train
 like all the others (SGD 0.02 with Nesterov momentum, cosine, batch 128, flip and crop) and is judged on all
 5,000 JPEG test images before and after. Methods: unpruned; the criteria random, l1, taylor, fpgm, bn_scale in
 their plain form (scores compared over the whole network, nothing compensated); best, the pass
-`prune_channels` as it comes; torch_pruning, GroupMagnitudeImportance (L2), global, on the inner channels of
-each block only, since it cuts the option-A shortcut into a network that does not run.
+`prune_channels` by single channels, and default, as it comes, in widths that suit the target; torch_pruning,
+GroupMagnitudeImportance (L2), global, on the inner channels of each block only, since it cuts the option-A
+shortcut into a network that does not run.
 
 --distill: none trains on labels alone (the pass `fine_tune`), original on labels and the network as it was
 loaded (the pass `distill`), tuned on labels and the unpruned network trained the same way, larger on labels
@@ -46,9 +47,15 @@ from edgecnn.prune.prune_channels import PruneChannels
 from edgecnn.train.fine_tune import FineTune
 
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
-PLAIN: dict[str, Any] = {"allocation": "global", "compensation": "none", "reestimate": False}
+PLAIN: dict[str, Any] = {
+    "allocation": "global",
+    "compensation": "none",
+    "reestimate": False,
+    "round_to": 1,
+}
 OURS: dict[str, dict[str, Any]] = {
-    "best": {},
+    "best": {"round_to": 1},
+    "default": {},
     "random": {"importance": "random", **PLAIN},
     "l1": {"importance": "l1", **PLAIN},
     "taylor": {"importance": "taylor", **PLAIN},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecnn.devices.capability import activation_dtype_for, weight_bits_for
+from edgecnn.devices.kernels import kernels_for
 from edgecnn.devices.profile import Device
 from edgecnn.errors import EdgeCNNError, RecipeError
 from edgecnn.export.dynamic import float_layers
@@ -204,7 +205,8 @@ def summarize(model: Model) -> dict[str, Any]:
 
 
 def _fit_to_target(passes: Sequence[Pass], device: Device, options: CompressOptions) -> list[Pass]:
-    """Return the passes with the calibration size asked for and weights that the target cannot saturate.
+    """Return the passes with the calibration size asked for, weights that the target cannot saturate, and
+    pruning that leaves widths which its kernels like.
 
     A file whose outputs are integers has one scale for each, whatever is joined in it.
     """
@@ -216,6 +218,8 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, options: CompressOpti
             changes["weight_bits"] = min(step.weight_bits, _weight_bits(passes, device))  # type: ignore[attr-defined]
         if "num_samples" in names and options.num_samples is not None:
             changes["num_samples"] = options.num_samples
+        if "kernel_width" in names:
+            changes["kernel_width"] = kernels_for(device.isa).width
         if "split_concats" in names and options.io != "float32":
             changes["split_concats"] = False
         fitted.append(dataclasses.replace(step, **changes) if changes else step)  # type: ignore[type-var]

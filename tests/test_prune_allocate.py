@@ -147,6 +147,28 @@ def test_a_group_too_narrow_to_round_stays_whole() -> None:
     assert removed == set(range(6, 22))
 
 
+def test_rounding_may_follow_from_the_width_of_each_group() -> None:
+    wide = prune_nets.chain([3, 64, 16, 2], [1200, 6400, 640])
+    values = {g.index: np.arange(g.size, dtype=np.float64) for g in wide.groups}
+    for allocation in ("uniform", "global", "cost_aware"):
+        limits = Limits(round_to=16, largest_share=1 / 8)
+        removed = choose_channels(wide, values, Target("macs_left", 0.45), allocation, limits)
+        first, second = (sum(c not in removed for c in g.channels) for g in wide.groups)
+        assert first % 8 == 0 and second % 2 == 0 and first + second < 80
+
+
+def test_rounding_that_is_a_wish_gives_way() -> None:
+    narrow = prune_nets.chain([3, 12, 2], [100, 100])  # blocks of 4 leave 4 of 12 channels at least
+    values = {g.index: np.arange(g.size, dtype=np.float64) for g in narrow.groups}
+    wish = Limits(round_to=8, largest_share=0.5)
+    target = Target("macs_left", 0.2)
+    assert choose_channels(narrow, values, target, "global", wish) == set(range(10))
+    with pytest.raises(PassError, match=r"macs_left 0\.2 cannot be met: the least in reach is 0\.3300"):
+        choose_channels(narrow, values, target, "global", Limits(round_to=4))
+    few = choose_channels(narrow, values, Target("ratio", 0.1), "uniform", wish)
+    assert few == {0}
+
+
 def test_a_budget_out_of_reach_says_the_least_in_reach() -> None:
     """With a channel of each left: 300 + 10 + 20 of 1440 MACs."""
     with pytest.raises(

@@ -106,6 +106,20 @@ def test_round_to() -> None:
     assert figures(after)[0] <= 0.5 * figures(model)[0]
 
 
+def test_widths_suit_the_target_by_themselves() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3), nn.ReLU())
+    model = nets.as_model(nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 4)).eval())
+    for kernel_width, multiples in ((16, (8, 16)), (8, (8, 8)), (4, (4, 4))):
+        context = nets.context()
+        step = PruneChannels(macs_left=0.5, importance="l2", kernel_width=kernel_width)
+        after = step.run(model, context)
+        widths = [len(layer.output_channels) for layer in couple_channels(after).layers][:2]
+        assert all(width % multiple == 0 for width, multiple in zip(widths, multiples, strict=True))
+        assert figures(after)[0] <= 0.5 * figures(model)[0]
+        assert context.records[0]["round_to"] == f"{kernel_width} or less"
+
+
 def test_steps_end_where_one_shot_does() -> None:
     model = nets.model("residual")
     settings = CutSettings("l2", allocation="uniform", reestimate=False)
@@ -176,7 +190,8 @@ def test_equal_channels_shrink_alike() -> None:
             r"params_left is 2\.1, expected .* \(hint: it is the share that remains\)",
         ),
         (PruneChannels(floor=1.0), r"floor is 1\.0, expected 0 <= floor < 1"),
-        (PruneChannels(round_to=0), r"round_to is 0, expected at least 1"),
+        (PruneChannels(round_to=-1), r"round_to is -1, expected at least 1, or 0"),
+        (PruneChannels(kernel_width=0), r"kernel_width is 0, expected at least 1"),
         (PruneChannels(size_mb=0.0), r"size_mb is 0\.0, expected a number above 0"),
         (PruneChannels(steps=0), r"steps is 0, expected at least 1"),
         (PruneChannels(num_samples=0), r"num_samples is 0, expected at least 1"),

@@ -15,7 +15,7 @@ from edgecnn.recipe import Recipe
 from edgecnn.report.results import SpeedupFigures
 from edgecnn.search import guard as guard_module
 from edgecnn.search import speed as speed_module
-from edgecnn.search.cures import quantizer_of, with_float_layers, with_quantizer
+from edgecnn.search.cures import quantizer_of, to_be_timed, with_float_layers, with_quantizer
 from edgecnn.search.guard import Guard
 from edgecnn.search.speed import LayerTime, hasten
 from edgecnn.search.workbench import Trial
@@ -184,3 +184,14 @@ def test_changes_of_the_quantizer_leave_the_rest_of_the_recipe_alone() -> None:
     assert quantizer_of(plan).observer == "entropy" and quantizer_of(PLAN).observer == "mse"
     twice = with_float_layers(with_float_layers(PLAN, ["a"]), ["a", "b"])
     assert quantizer_of(twice).float_layers == ("a", "b")
+
+
+def test_files_that_are_only_timed_are_made_from_a_few_images() -> None:
+    whole = with_float_layers(with_quantizer(PLAN, {"rounding": "adaround", "weight_bits": 7}), ["stem"])
+    timed = quantizer_of(to_be_timed(whole))
+    assert (timed.num_samples, timed.rounding) == (16, "nearest")
+    assert (timed.float_layers, timed.weight_bits) == (("stem",), 7)
+    fewer = with_quantizer(PLAN, {"num_samples": 4})
+    assert quantizer_of(to_be_timed(fewer)).num_samples == 4
+    unquantized = Plan(Recipe.load("fp16").passes)
+    assert to_be_timed(unquantized) == unquantized

@@ -27,12 +27,14 @@ class Kernels:
         instruction: the multiply-accumulate that the runtimes choose.
         exact: whether its sums cannot saturate with 8-bit weights.
         is_dot_product: whether it adds four products at once; without it int8 gains much less over float.
+        width: output channels that it computes at a time; other widths cost as much as the next multiple.
         text: in one sentence.
     """
 
     instruction: str
     exact: bool
     is_dot_product: bool
+    width: int
     text: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,30 +47,35 @@ KERNELS = {
         "vpmaddubsw",
         exact=False,
         is_dot_product=False,
+        width=16,
         text="no VNNI: vpmaddubsw on uint8 * int8, whose sums saturate in int16, so weights get 7 bits",
     ),
     "x86-64-vnni": Kernels(
         "vpdpbusd",
         exact=True,
         is_dot_product=True,
+        width=16,
         text="VNNI: vpdpbusd, four uint8 * int8 products at once, exact",
     ),
     "aarch64": Kernels(
         "smlal",
         exact=True,
         is_dot_product=False,
+        width=8,
         text="no dot product: smull and smlal on int8, exact, but int8 gains less than where there is one",
     ),
     "aarch64-dotprod": Kernels(
         "sdot",
         exact=True,
         is_dot_product=True,
+        width=16,
         text="dotprod: sdot, four int8 * int8 products at once, exact",
     ),
     "armv7l": Kernels(
         "vmlal",
         exact=True,
         is_dot_product=False,
+        width=8,
         text="32-bit NEON, no dot product: vmull and vmlal, exact, but int8 gains less than with one",
     ),
 }

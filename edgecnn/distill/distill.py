@@ -144,7 +144,7 @@ class Distill(TrainSettings):
             student,
             tuple(pair.teacher.node for pair in pairs),
             None if "feature" in self.methods else attention_map,
-            choose_precision(self.precision, device),
+            choose_precision(self.precision, device, student),
             device,
         )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -75,10 +75,13 @@ class Limits:
     Attributes:
         floor: share of every layer's channels that stays at least; one channel always does.
         round_to: each group's remaining width is a multiple of this, where it can be.
+        largest_share: of a group's width that goes at a time; round_to is halved until it is no more. Below 1
+            rounding is a wish, which gives way to a target that is out of reach otherwise.
     """
 
     floor: float = 0.0
     round_to: int = 1
+    largest_share: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,29 @@ def choose_channels(
 
     Raises:
         PassError: if nothing can be cut, or the target is out of reach; it says the least that can be had.
+
+    Where `limits.largest_share` makes rounding a wish, round_to is halved until the target is in reach.
     """
+    if limits.largest_share < 1 and limits.round_to > 1:
+        narrower = replace(limits, round_to=limits.round_to // 2)
+        try:
+            chosen = _choose(coupling, scores, target, allocation, limits)
+        except _OutOfReachError:
+            return choose_channels(coupling, scores, target, allocation, narrower)
+        return chosen or choose_channels(coupling, scores, target, allocation, narrower)
+    return _choose(coupling, scores, target, allocation, limits)
+
+
+def _choose(
+    coupling: Coupling, scores: Scores, target: Target, allocation: Allocation, limits: Limits
+) -> frozenset[int]:
+    """Return the ids of the channels to remove, in blocks of one size for each group."""
     groups = {g.index: g for g in cuttable(coupling) if g.index in scores}
     if not groups:
         raise nothing_prunable(coupling)
-    steps = {i: _steps(group, scores[i], limits.round_to) for i, group in groups.items()}
+    if target.kind == "ratio" and allocation == "uniform" and limits.largest_share < 1:
+        limits = replace(limits, largest_share=min(limits.largest_share, max(target.value, 1e-9)))
+    steps = {i: _steps(group, scores[i], limits) for i, group in groups.items()}
     guard = _Floors(coupling, limits.floor)
     total = sum(len(group.channels) for group in groups.values())
     if target.kind == "ratio" and allocation == "uniform":
@@ -131,13 +152,13 @@ def choose_channels(
     return _by_budget(coupling, order, target)
 
 
-def _steps(group: Group, scores: FloatArray, round_to: int) -> list[_Step]:
+def _steps(group: Group, scores: FloatArray, limits: Limits) -> list[_Step]:
     """Return a group's channels in the order they go, in blocks that keep the width a multiple."""
     order = np.argsort(scores, kind="stable")
     size = len(order)
-    block = block_size(group, round_to)
+    block = block_size(group, limits)
     first = size % block or block  # brings an odd width down to a multiple
-    if size <= block and round_to > 1:
+    if size <= block and limits.round_to > 1:
         return []
     bounds = [0, *range(first, size + 1, block)]
     steps, worst = [], -math.inf
@@ -148,14 +169,18 @@ def _steps(group: Group, scores: FloatArray, round_to: int) -> list[_Step]:
     return steps
 
 
-def block_size(group: Group, round_to: int) -> int:
+def block_size(group: Group, limits: Limits) -> int:
     """Return how many channels go at a time such that the width stays a multiple of `round_to`.
 
     Example: one channel id that takes 4 output channels of a grouped convolution needs 2 for round_to 8.
+    With largest_share 1/8, a group of 64 channels has blocks of 8 for any round_to of 8, 16, 32 and 64.
     """
     widths = [len(m.positions[0]) for m in group.members if m.role == "out" and m.positions]
     per_channel = min(widths, default=1)
-    return round_to // math.gcd(per_channel, round_to)
+    multiple = limits.round_to
+    while multiple > 1 and multiple > limits.largest_share * per_channel * len(group.channels):
+        multiple = multiple // 2 or 1
+    return multiple // math.gcd(per_channel, multiple)
 
 
 _Place = tuple[str, str | int]
@@ -250,7 +275,7 @@ def _by_count(order: Sequence[_Step], ratio: float, total: int) -> frozenset[int
     wanted, removed = math.floor(ratio * total + 1e-9), list[int]()
     reachable = sum(len(step.channels) for step in order)
     if wanted > reachable:
-        raise PassError(
+        raise _OutOfReachError(
             f"a ratio of {ratio:g} removes {wanted} of {total} channels, but floors and rounding let only "
             f"{reachable} go",
             hint=f"the largest ratio in reach is {math.floor(1000 * reachable / total) / 1000:g}",
@@ -305,6 +330,10 @@ def _give_back(kept: list[_Step], fits: Callable[[Sequence[_Step]], bool]) -> No
             needed.add(step.group)
 
 
+class _OutOfReachError(PassError):
+    """Not enough channels can go."""
+
+
 def _out_of_reach(target: Target, whole: float, least: float) -> PassError:
     if target.kind == "size_mb":
         message = f"size_mb {target.value:g} cannot be met: the least in reach is {least:.3f} MB"
@@ -319,4 +348,4 @@ def _out_of_reach(target: Target, whole: float, least: float) -> PassError:
             f"({least:,.0f} of {whole:,.0f} {unit})"
         )
         hint = f"ask for {math.ceil(1000 * share) / 1000:g} or more"
-    return PassError(message, hint=f"{hint}, or lower floor and round_to")
+    return _OutOfReachError(message, hint=f"{hint}, or lower floor and round_to")

@@ -32,6 +32,9 @@ from edgecnn.prune.schedule import (
 
 DEFAULT_RATIO = 0.5
 
+KERNEL_SHARE = 1 / 8
+"""Of a group's width, that goes at a time at most where the target chooses: docs/pruning.md says why."""
+
 
 @dataclass(frozen=True)
 class PruneChannels:
@@ -54,7 +57,11 @@ class PruneChannels:
         learning_rate: of that training.
         regularization: strength of the group lasso in sparse learning.
         floor: share of every layer's channels that stays at least; one channel always does.
-        round_to: each group's remaining width is a multiple of it, where it can be.
+        round_to: each group's remaining width is a multiple of it, where it can be. With 0 it follows from
+            the target: kernel_width in wide groups, a lower power of two in narrow ones (`KERNEL_SHARE` of
+            their width at most), and lower still where nothing else reaches what is asked for.
+        kernel_width: channels that the target's kernels compute at a time; `compress` sets it where round_to
+            is 0.
         num_samples: images that importance, sensitivity, compensation and statistics look at, at most.
         compensation: what is won back in the weights: none, mean or reconstruct.
         reestimate: count batch-norm statistics again after the cut.
@@ -78,7 +85,8 @@ class PruneChannels:
     learning_rate: float = 0.01
     regularization: float = 5e-4
     floor: float = 0.1
-    round_to: int = 1
+    round_to: int = 0
+    kernel_width: int = 16
     num_samples: int = 256
     compensation: Literal["none", "mean", "reconstruct"] = "reconstruct"
     reestimate: bool = True
@@ -110,7 +118,8 @@ class PruneChannels:
                 )
         rules = (
             ("floor", 0 <= self.floor < 1, "0 <= floor < 1"),
-            ("round_to", self.round_to >= 1, "at least 1"),
+            ("round_to", self.round_to >= 0, "at least 1, or 0 for what suits the target"),
+            ("kernel_width", self.kernel_width >= 1, "at least 1"),
             ("num_samples", self.num_samples >= 1, "at least 1"),
             ("steps", self.steps >= 1, "at least 1"),
             ("epochs_between", self.epochs_between >= 0, "0 or more"),
@@ -179,11 +188,16 @@ class PruneChannels:
             self.importance,
             self.normalization,
             self.allocation,
-            Limits(self.floor, self.round_to),
+            self._limits(),
             self.compensation,
             self.reestimate,
             seed,
         )
+
+    def _limits(self) -> Limits:
+        if self.round_to:
+            return Limits(self.floor, self.round_to)
+        return Limits(self.floor, self.kernel_width, KERNEL_SHARE)
 
     def _samples(self, context: PassContext) -> Samples:
         """Return the images: training images with labels where there are, else those of the calibration."""
@@ -217,7 +231,7 @@ class PruneChannels:
             widest = max(group.size for group in cuttable(cuts[0].coupling))
             found.append(
                 f"prune_channels: {target.kind} {target.value:g} removes no channel (the widest group has "
-                f"{widest}, round_to is {self.round_to})"
+                f"{widest}, round_to is {self.round_to or 'that of the target'})"
             )
         return found
 
@@ -232,6 +246,7 @@ class PruneChannels:
             "importance": self.importance,
             "allocation": self.allocation,
             "schedule": self.schedule,
+            "round_to": self.round_to or f"{self.kernel_width} or less",
             "labels_used": samples.uses_labels
             and (self.importance == "taylor" or self.allocation == "sensitivity"),
             "num_samples": len(samples.indices),

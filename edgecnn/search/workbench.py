@@ -18,6 +18,7 @@ from edgecnn.pipeline import Need
 from edgecnn.proof import Candidate, predict, read_images, temporary_folder
 from edgecnn.report.build import speedup_figures
 from edgecnn.report.results import SpeedupFigures
+from edgecnn.search.cures import to_be_timed
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class Workbench:
         return self._noted(trial, started), made
 
     def try_speed(self, change: str, plan: Plan, formats: Sequence[str]) -> tuple[Trial, Made | None]:
-        """Make a plan's files and time those of some formats against float, as the report does."""
+        """Make files as fast as a plan's and time those of some formats against float, as the report does."""
         started = time.perf_counter()
         made = None
         try:
-            made, _ = self.maker.make(self.prepared, plan)
+            made, _ = self.maker.make(self.prepared, to_be_timed(plan))
             dataset, held_out = self.images
             inputs, _ = read_images(dataset, held_out[:1])
             with self.staged(made, formats) as candidates:

@@ -85,7 +85,8 @@ def train(
     device = choose_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    network = TrainingNetwork(model, chosen.taps, device, choose_precision(settings.precision, device))
+    dtype = choose_precision(settings.precision, device, model)
+    network = TrainingNetwork(model, chosen.taps, device, dtype)
     batches = _batch_maker(model, data, settings, seed, device, team)
     shown = progress if progress is not None and team.leads else SilentProgress()
     run = Run(network, batches, settings, chosen, penalty, team, shown)
