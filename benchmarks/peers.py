@@ -47,8 +47,8 @@ def export_onnx(net: nn.Module, side: int, path: Path) -> None:
     )
 
 
-def quantize_onnx(source: Path, path: Path, images: Images) -> None:
-    """Write onnxruntime's static int8: QDQ, u8 activations, s8 weights per channel, min-max."""
+def quantize_onnx(source: Path, path: Path, images: Images, method: str = "MinMax") -> None:
+    """Write onnxruntime's static int8: QDQ, u8 activations, s8 weights per channel; ranges by `method`."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -72,7 +72,7 @@ def quantize_onnx(source: Path, path: Path, images: Images) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
+        calibrate_method=CalibrationMethod[method],
     )
     prepared.unlink()
 

@@ -98,6 +98,32 @@ def test_mse_beats_min_max_where_it_clips() -> None:
     assert chosen < full
 
 
+def test_mse_is_not_led_by_one_image_in_hundreds() -> None:
+    """One image of 256 has 100 times the others' values: its squared error alone would give it the range."""
+    images = gaussian(256 * 200).reshape(256, 200)
+    usual = ranged("mse", *images.split(16))
+    images[77] *= 100.0
+    low, high = ranged("mse", *images.split(16))
+    assert (low, high) == pytest.approx(usual, rel=1.0)
+    observer = MseObserver()
+    observer.observe(images)
+    assert observer.range() == pytest.approx((low, high), rel=1e-6)  # whatever the batches
+
+
+def test_mse_weighs_an_image_by_its_mean_square() -> None:
+    """Three images of 1 and one of 8, whose mean square is 64 times theirs: its values count for 1/64."""
+    observer = MseObserver()
+    observer.observe(torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [8.0, 8.0]]))
+    centers, counts = observer.weighted()
+    assert counts[np.abs(centers) < 2].sum() == 6.0
+    assert counts[centers > 2].sum() == pytest.approx(2 / 64, rel=0.01)
+
+
+def test_mse_says_where_values_are_not_finite() -> None:
+    assert np.isinf(ranged("mse", torch.tensor([[1.0, 2.0], [np.inf, 0.0]]))[1])
+    assert np.isnan(ranged("mse", torch.tensor([[1.0, 2.0]]), torch.tensor([[np.nan, 0.0]]))[1])
+
+
 def test_entropy_keeps_a_gaussian_and_clips_far_outliers() -> None:
     low, high = ranged("entropy", *(gaussian(60_000, seed) for seed in range(4)))
     assert 3.5 < high < 5.2

@@ -149,3 +149,27 @@ def test_one_value_read_by_two_additions_is_fitted_to_the_later() -> None:
     model = nets.prepare(nets.as_model(nets.Net(convs, forward).eval()))
     program = build_program(nets.QuantizeStatic().run(model, nets.context()))
     assert op_distance(program, additions(program)[-1]) > 1e-4
+
+
+class ProductThenMean(nn.Module):
+    """hard_swish in front of a global average, as MobileNetV3 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, stride=3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.hardswish(self.first(x))
+        return self.last(nn.functional.adaptive_avg_pool2d(y, 1)).flatten(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mean_is_fitted_to_the_final_scale_of_a_product(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nets.prepare(nets.as_model(ProductThenMean().eval()))
+    program = build_program(nets.QuantizeStatic().run(model, nets.context()))
+    (mean,) = [op for op in program.ops if op.kind == "mean"]
+    scales = [program.tensors[name].quant.scale for name in (mean.inputs[0], mean.output)]
+    sums = np.arange(-255 * 16, 255 * 16 + 1)
+    values = sums * (np.float64(scales[0]) / np.float64(scales[1])) / 16
+    assert distance_to_tie(values) > 1e-4

@@ -5,7 +5,8 @@ All are streaming and need a fixed amount of memory, whatever the number and siz
     min_max          every value seen
     moving_average   m <- m + (batch extreme - m) / 10
     percentile       cuts 0.01 % of the values off, split between both ends
-    mse              minimizes  sum_i n_i (x_i - dequantize(quantize(x_i)))^2  over the histogram
+    mse              minimizes  sum_i n_i w_i (x_i - dequantize(quantize(x_i)))^2  over the histogram,
+                     w_i < 1 for images whose values are larger than others'
     entropy          minimizes the Kullback-Leibler divergence of the 8-bit histogram from the full one
 
 Source: Jacob et al. 2018, arXiv:1712.05877, section 3.1 (moving average); Migacz 2017, "8-bit inference with
@@ -129,15 +130,14 @@ class Histogram:
         self.low = 0.0
         self.high = 0.0
 
-    def observe(self, x: torch.Tensor) -> None:
-        """Count a batch of values, of any shape."""
+    def observe(self, x: torch.Tensor, step: int | None = None) -> None:
+        """Count a batch of values, of any shape; `step` counts every so many, by default as many as fit."""
         values = x.detach().reshape(-1)
         low, high = (float(v) for v in torch.aminmax(values))
         self.low, self.high = _extended(self.low, self.high, low, high)
         if not self.is_finite:
             return
-        step = -(-values.numel() // _MAX_SAMPLED) | 1  # odd, so as not to walk along one image column
-        sampled = values[::step]
+        sampled = values[:: step or _sampling_step(values.numel())]
         zeros = float((sampled == 0).sum())
         self.zeros += zeros
         reach = max(-low, high)
@@ -178,6 +178,11 @@ class Histogram:
             place = int(np.searchsorted(centers, 0.0))
             centers, counts = np.insert(centers, place, 0.0), np.insert(counts, place, self.zeros)
         return centers, counts
+
+
+def _sampling_step(num_values: int) -> int:
+    """Return how far apart the values are that are counted: odd, so as not to walk along one image column."""
+    return -(-num_values // _MAX_SAMPLED) | 1
 
 
 class HistogramObserver:
@@ -244,23 +249,76 @@ def quantization_error(centers: Float64s, counts: Float64s, lows: Float64s, high
     return error
 
 
-class MseObserver(HistogramObserver):
-    """Shrinks the range where clipping rare values costs less than coarser steps for all others."""
+class MseObserver:
+    """Shrinks the range where clipping rare values costs less than coarser steps for all others.
 
-    def choose(self, centers: Float64s, counts: Float64s) -> tuple[float, float]:
-        """Return (low, high) for the filled bins of the histogram."""
-        low, high = self.histogram.low, self.histogram.high
-        factors = np.linspace(1.0, 0.2, _STEPS)
-        for _ in range(2 if low < 0.0 < high else 1):
-            if high > 0.0:
-                highs = factors * self.histogram.high
-                high = float(
-                    highs[np.argmin(quantization_error(centers, counts, np.full(_STEPS, low), highs))]
-                )
-            if low < 0.0:
-                lows = factors * self.histogram.low
-                low = float(lows[np.argmin(quantization_error(centers, counts, lows, np.full(_STEPS, high)))])
-        return low, high
+    Now and then one image in hundreds makes activations a hundred times as large as all others do. Its
+    squared error would outweigh theirs, and they be left a few levels. So images are counted apart by the
+    power of two that their values reach, each histogram as fine as its images need, and an error weighs
+
+        w = min(1, E / E_k)      E_k = mean square of the images of that power, E of the median image
+
+    so that no image counts for more than the error relative to its own size would. Dimension 0 of a batch is
+    images; a vector is one.
+    """
+
+    def __init__(self) -> None:
+        self.histograms: dict[int, Histogram] = {}
+        self.num_images: dict[int, int] = {}
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Take note of a batch of values, (n, ...) or one vector."""
+        images = x.detach().reshape(1 if x.dim() < 2 else len(x), -1)
+        exponents = torch.frexp(images.abs().amax(1)).exponent.clamp(min=_SMALLEST_EXPONENT)
+        if not bool(torch.isfinite(images).all()):
+            exponents = torch.zeros_like(exponents)  # one histogram takes note of that
+        step = _sampling_step(images.numel())
+        for exponent in sorted(set(exponents.tolist())):
+            chosen = images[exponents == exponent]
+            self.histograms.setdefault(exponent, Histogram()).observe(chosen, step)
+            self.num_images[exponent] = self.num_images.get(exponent, 0) + len(chosen)
+
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), low <= 0 <= high."""
+        low, high = 0.0, 0.0
+        for histogram in self.histograms.values():
+            low, high = _extended(low, high, histogram.low, histogram.high)
+        if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+            return low, high
+        centers, counts = self.weighted()
+        low, high = self._start(centers, counts, low, high)
+        return _least_error(centers, counts, low, high)
+
+    def weighted(self) -> tuple[Float64s, Float64s]:
+        """Return (centers, weighted counts) of all filled bins, exponent by exponent."""
+        order = sorted(self.histograms)
+        filled = [self.histograms[k].filled() for k in order]
+        energies = [float((c * c * n).sum() / max(n.sum(), 1.0)) for c, n in filled]
+        images = np.cumsum([self.num_images[k] for k in order])
+        median = energies[int(np.searchsorted(images, images[-1] / 2))]
+        weights = [min(1.0, median / e) if median > 0.0 < e else 1.0 for e in energies]
+        centers = np.concatenate([c for c, _ in filled])
+        return centers, np.concatenate([w * n for w, (_, n) in zip(weights, filled, strict=True)])
+
+    def _start(self, centers: Float64s, counts: Float64s, low: float, high: float) -> tuple[float, float]:
+        """Return the range to shrink: the whole, or twice the best power of two that the images reach."""
+        reaches = np.ldexp(1.0, np.array(sorted(self.histograms), np.int64))
+        lows, highs = np.maximum(-reaches, low), np.minimum(reaches, high)
+        best = float(reaches[np.argmin(quantization_error(centers, counts, lows, highs))])
+        return max(low, -2.0 * best), min(high, 2.0 * best)
+
+
+def _least_error(centers: Float64s, counts: Float64s, low: float, high: float) -> tuple[float, float]:
+    """Return the range within (low, high) of the least error, down to a fifth of each end."""
+    lowest, highest, factors = low, high, np.linspace(1.0, 0.2, _STEPS)
+    for _ in range(2 if low < 0.0 < high else 1):
+        if high > 0.0:
+            highs = factors * highest
+            high = float(highs[np.argmin(quantization_error(centers, counts, np.full(_STEPS, low), highs))])
+        if low < 0.0:
+            lows = factors * lowest
+            low = float(lows[np.argmin(quantization_error(centers, counts, lows, np.full(_STEPS, high)))])
+    return low, high
 
 
 class EntropyObserver(HistogramObserver):

@@ -111,7 +111,9 @@ def remove_ties(
     The output of an addition with a number, or with a value whose parameters are prescribed, is adjusted too.
 
     Additions are taken from the last to the first, so that an output's scale is final before its operands
-    are fitted to it. A slot that two additions read is fitted to the later one alone.
+    are fitted to it. A slot that two additions read is fitted to the later one alone. Means and
+    products follow from the first to the last, each fitted to inputs that are final: a mean often averages a
+    product.
 
     Args:
         slots: of the graph.
@@ -141,19 +143,18 @@ def remove_ties(
             scale, zero_point = by_root[root]
             by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
             final.add(root)
-    for node, count in mean_counts.items():
-        source, y = node.args[0], slots.root(node)
-        if y not in final and isinstance(source, fx.Node) and source in slots.parent:
-            scale, zero_point = by_root[y]
-            scale_x = by_root[slots.root(source)][0]
-            by_root[y] = (mean_scale(scale_x, scale, count, nearest=nearest), zero_point)
-            final.add(y)
     for held in integer:
-        product = _arithmetic(held, _PRODUCTS)
         y = slots.root(held)
+        if y in final:
+            continue
+        scale, zero_point = by_root[y]
+        source, product = held.args[0] if held.args else None, _arithmetic(held, _PRODUCTS)
         factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
-        if y not in final and factors and all(factors):
-            scale, zero_point = by_root[y]
+        if held in mean_counts and isinstance(source, fx.Node) and source in slots.parent:
+            scale_x = by_root[slots.root(source)][0]
+            by_root[y] = (mean_scale(scale_x, scale, mean_counts[held], nearest=nearest), zero_point)
+            final.add(y)
+        elif factors and all(factors):
             by_root[y] = (product_scale(factors[0], factors[1], scale, nearest=nearest), zero_point)
             final.add(y)
 
