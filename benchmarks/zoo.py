@@ -25,6 +25,7 @@ import numpy.typing as npt
 from benchmarks.isolated import Row, report, run_each
 
 if TYPE_CHECKING:
+    from edgecnn.export.parity import Comparison
     from edgecnn.model import Model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,20 +100,24 @@ def prove(row: Row, model: Model, compressed: Model, images: npt.NDArray[np.floa
     return row | {
         "prove_s": time.perf_counter() - started,
         "max_lsb": {key: found.max_lsb for key, found in parity.comparisons.items()},
-        "holds": all(found.holds for found in parity.comparisons.values()),
+        "holds": all(_holds(found, row) for found in parity.comparisons.values()),
         "sqnr_db": parity.sqnr_db["onnx"],
         "warnings": list(parity.warnings),
         "stage": "done",
     }
 
 
+def _holds(found: Comparison, row: Row) -> bool:
+    """Whether the contract holds that the network is held to."""
+    return found.holds_mixed if row["islands"] else found.holds
+
+
 def verdict(row: Row) -> str:
     """Return what became of a network, in words that can be counted."""
     if row["stage"] != "done":
         return f"failed at {row['stage']}"
-    if not row["holds"]:
-        return "within one step per operator"
-    return "full int8" if not row["islands"] else "with islands"
+    kind = "with islands" if row["islands"] else "full int8"
+    return kind if row["holds"] else f"{kind}, each operator within one step"
 
 
 def table(out: Path) -> None:

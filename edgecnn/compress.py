@@ -19,7 +19,7 @@ from edgecnn.devices.profile import Device, load_device
 from edgecnn.errors import BudgetError, EdgeCNNError, ExportError
 from edgecnn.export.files import ModelFile
 from edgecnn.graph.build import build_program, float_islands
-from edgecnn.graph.cost import LayerCost, layer_costs
+from edgecnn.graph.cost import LayerCost, float_cost, layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
 from edgecnn.graph.program import Program
 from edgecnn.judgement import Made, Timing, judge, make_artifact
@@ -30,7 +30,7 @@ from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, PassContext, Progress, SilentProgress
 from edgecnn.preflight import keep_inputs, require_packages
 from edgecnn.proof import temporary_folder
-from edgecnn.quantize.static import FLOAT_LAYERS
+from edgecnn.quantize.islands import FLOAT_ISLANDS, FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report
@@ -130,6 +130,7 @@ def _attempt(maker: Maker, prepared: Prepared, plan: Plan, folder: Path, prepare
     recipe = _recipe_of(maker.recipe, prepared, plan)
     started = time.perf_counter()
     made, records = maker.make(prepared, plan)
+    records = [_with_cost(record, made.program) for record in records]
     artifacts = {
         name: make_artifact(file, folder, made.compressed, recipe.name) for name, file in made.files.items()
     }
@@ -203,9 +204,24 @@ def _quantizes(recipe: Recipe) -> bool:
     return any(step.name.startswith("quantize") for step in recipe.passes)
 
 
+def _with_cost(record: dict[str, Any], program: Program) -> dict[str, Any]:
+    """Return a detail, with what it costs where it is about operators left in float."""
+    return (
+        {**record, **dataclasses.asdict(float_cost(program))}
+        if record.get("kind") == FLOAT_ISLANDS
+        else record
+    )
+
+
 def _islands(program: Program, records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the operators that compute in float without having been asked to."""
+    """Return the operators that compute in float for no reason that a pass has recorded."""
     wished = {name for record in records if record.get("kind") == FLOAT_LAYERS for name in record["layers"]}
+    wished |= {
+        operator["layer"]
+        for record in records
+        if record.get("kind") == FLOAT_ISLANDS
+        for operator in record["operators"]
+    }
     return [layer for layer in float_islands(program) if layer not in wished]
 
 

@@ -10,6 +10,7 @@ from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.build import build_program
 from edgecnn.graph.build_ops import unsupported_nodes
 from edgecnn.graph.cost import layer_costs
+from edgecnn.graph.inference_form import to_inference_form
 from edgecnn.graph.nodes import layer_name
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.load import LoadOptions, load_model
@@ -32,9 +33,8 @@ def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, 
     model = load_model(source, options or LoadOptions())
     tensors = [*model.graph.parameters(), *_integer_buffers(model)]
     parameters = list({id(p): p for p in tensors}.values())
-    shapes = infer_shapes(model)
-    unsupported = [layer_name(n) for n in unsupported_nodes(list(model.graph.graph.nodes), set(shapes))]
     warnings = list(model.warnings)
+    model, unsupported = _unsupported(model)
     layers: list[dict[str, Any]] = []
     macs: int | None = None
     if not unsupported:
@@ -66,6 +66,17 @@ def inspect_model(source: Any, options: LoadOptions | None = None) -> dict[str, 
         "unsupported": unsupported,
         "warnings": warnings,
     }
+
+
+def _unsupported(model: Model) -> tuple[Model, list[str]]:
+    """Return the network in the form for files, and what has no lowering there."""
+    try:
+        if not _integer_buffers(model):
+            model = to_inference_form(model)
+        found = unsupported_nodes(list(model.graph.graph.nodes), set(infer_shapes(model)))
+    except UnsupportedOpError as error:
+        return model, [error.message]
+    return model, [layer_name(node) for node in found]
 
 
 def _integer_buffers(model: Model) -> list[torch.Tensor]:

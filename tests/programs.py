@@ -23,7 +23,7 @@ from edgecnn.graph.program import BATCH, Array, Op, Program, QuantParams, Tensor
 from edgecnn.quantize.reference import run_op, run_program
 
 KEEPS_QUANT = frozenset(
-    {"max_pool2d", "avg_pool2d", "amax", "concat", "slice", "pad", "reshape", "transpose", "resize"}
+    {"max_pool2d", "avg_pool2d", "amax", "concat", "slice", "gather", "pad", "reshape", "transpose", "resize"}
 )
 """Op kinds whose output has the quantization parameters of the input."""
 
@@ -352,6 +352,9 @@ _SAMPLES: dict[str, Callable[[ProgramBuilder, str], str]] = {
     "concat_height": lambda b, x: b.op("concat", *_two_branches(b, x), axis=2),
     "slice_channels": lambda b, x: b.op("slice", x, axis=1, start=1, stop=4, step=2),
     "slice_height": lambda b, x: b.op("slice", x, axis=2, start=2, stop=8, step=1),
+    "gather": lambda b, x: b.op("gather", x, axis=1, indices=(3, 0, 0, 2)),
+    "gather_width": lambda b, x: b.op("gather", x, axis=3, indices=(6, 5, 0)),
+    "mirror": lambda b, x: b.op("pad", x, pads=((0, 0), (0, 0), (1, 2), (0, 3)), value=0.0, mode="reflect"),
     "pad": lambda b, x: b.op("pad", x, pads=((0, 0), (0, 0), (1, 2), (0, 3)), value=0.0),
     "pad_value": lambda b, x: b.op("pad", x, pads=((0, 0), (1, 1), (1, 0), (2, 0)), value=0.5),
     "flatten": lambda b, x: b.op("reshape", x, shape=(BATCH, 4 * 9 * 7)),

@@ -119,3 +119,21 @@ def wrong_labels() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     pixels, labels = images()
     labels[7] = 9
     return pixels, labels
+
+
+class Transformer(nn.Module):
+    """A convolution, an attention over its pixels, a classifier: half of it has no int8 form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        read = self.norm(tokens)
+        tokens = tokens + self.attention(read, read, read, need_weights=False)[0]
+        return self.head(tokens.mean(1))  # type: ignore[no-any-return]

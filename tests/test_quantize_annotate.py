@@ -144,15 +144,13 @@ def test_expanded_gate() -> None:
     assert [op.kind for op in program.ops][-3:] == ["sigmoid", "mul", "dequantize"]
 
 
-def test_expand_before_something_else_is_refused() -> None:
+def test_expand_before_something_else_is_made_of_copies() -> None:
     model = net(
         lambda net, x: torch.cat([net.stem(x).mean((2, 3), True).expand(-1, 4, 10, 10), net.stem(x)], 1)
     )
     for build in (build_program, int8):
-        with pytest.raises(
-            UnsupportedOpError, match=r"aten\.expand\.default\) feeds an operator that does not broadcast"
-        ):
-            build(model)
+        copies = [op for op in build(model).ops if op.kind == "concat"]
+        assert [len(op.inputs) for op in copies] == [10, 10, 2]
 
 
 def test_unknown_operator_is_named() -> None:

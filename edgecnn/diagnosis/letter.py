@@ -17,10 +17,12 @@ from edgecnn.diagnosis.structure import (
     find_delegate_breaks,
     find_float_kernels,
     find_gates,
+    find_islands,
     find_lone_batch_norms,
     find_swishes,
     find_unsupported,
     has_depthwise,
+    without_islands,
 )
 from edgecnn.diagnosis.values import (
     find_concat_ranges,
@@ -32,6 +34,7 @@ from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.build import build_program
 from edgecnn.graph.cost import layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
+from edgecnn.graph.inference_form import to_inference_form
 from edgecnn.graph.program import Program
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.images import check_calibration, open_images
@@ -109,6 +112,10 @@ def _images(model: Model, data: Any) -> Any:
 
 def _examine(model: Model, images: Any, isa: str) -> tuple[list[Finding], Program | None, str]:
     """Return the findings, the float Program that would be quantized and where ranges come from."""
+    try:
+        model = to_inference_form(model)
+    except UnsupportedOpError as error:
+        return [_no_file(error)], None, "nothing: the network has no form for files"
     nodes, shapes = list(model.graph.graph.nodes), infer_shapes(model)
     found = [
         *find_unsupported(nodes, shapes),
@@ -129,14 +136,21 @@ def _examine(model: Model, images: Any, isa: str) -> tuple[list[Finding], Progra
             DecomposeActivations().run(folded, PassContext()), PassContext()
         )
         program = build_program(lowered)
+        lowered_shapes = infer_shapes(lowered)
+        found += find_islands(lowered, lowered_shapes)
     except UnsupportedOpError as error:
         if not any(f.level == "problem" for f in found):
-            text, hint = error.message, error.hint or "change the network there"
-            found.append(Finding("unsupported", "problem", text, (), "neither file can be written", hint))
+            found.append(_no_file(error))
         return found, None, ranges_from
     found += [*find_not_finite(program), *find_weight_outliers(program)]
-    found += [*find_float_kernels(program), *find_delegate_breaks(program), *find_channels(program, isa)]
+    in_int8 = without_islands(program, lowered, lowered_shapes)
+    found += [*find_float_kernels(in_int8), *find_delegate_breaks(in_int8), *find_channels(program, isa)]
     return found, program, ranges_from
+
+
+def _no_file(error: UnsupportedOpError) -> Finding:
+    hint = error.hint or "change the network there"
+    return Finding("unsupported", "problem", error.message, (), "neither file can be written", hint)
 
 
 def _ranges(folded: Model, shapes: dict[str, Any], images: Any) -> tuple[dict[Any, Range], str]:

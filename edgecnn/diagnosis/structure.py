@@ -7,6 +7,7 @@ version 2.3, with one small network per operator.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgecnn.graph.build_ops import unsupported_nodes
 from edgecnn.graph.nodes import argument, aten, layer_name
 from edgecnn.graph.program import Op, Program
 from edgecnn.model import Model
+from edgecnn.quantize.islands import island_names, plan_islands, unknown_operators
 
 SWISHES = {
     "aten.silu.default": "SiLU",
@@ -43,8 +45,10 @@ def find_swishes(nodes: list[fx.Node]) -> list[Finding]:
             action = "nothing to do: edgecnn writes it in integer operators (the pass decompose_activations)"
             found.append(Finding("swish", "note", f"{name} activations", unique(layers), why, action))
         else:
-            action = "edgecnn has no lowering for it: train the network with ReLU or hard-swish instead"
-            found.append(Finding("swish", "problem", f"{name} activations", unique(layers), why, action))
+            action = (
+                "edgecnn leaves it in float; a network trained with ReLU or hard-swish gains more from int8"
+            )
+            found.append(Finding("swish", "warning", f"{name} activations", unique(layers), why, action))
     return found
 
 
@@ -112,6 +116,44 @@ def find_unsupported(nodes: list[fx.Node], shapes: dict[str, Any]) -> list[Findi
             "move them out of the network, or express them by others that `edgecnn inspect MODEL` takes",
         )
     ]
+
+
+def find_islands(model: Model, shapes: dict[str, Any]) -> list[Finding]:
+    """Name what would compute in float, since it has no int8 form.
+
+    Args:
+        model: float, after the passes that come before quantization.
+        shapes: of its values.
+    """
+    unknown = unknown_operators(model.graph)
+    if not unknown:
+        return []
+    inside = plan_islands(model.graph, frozenset(), shapes).nodes
+    beside = len(inside) - len(unknown)
+    also = f", and {beside} beside them which would otherwise be converted twice" if beside else ""
+    return [
+        Finding(
+            "float_islands",
+            "warning",
+            f"{len(unknown)} operators without an int8 form: {island_names(unknown)}",
+            unique(layer_name(node) for node in unknown),
+            "each piece in float costs a conversion where int8 values come in and one where they go out",
+            f"edgecnn leaves them in float{also}, and proves both files as they are; "
+            'unsupported = "error" of quantize_static refuses instead',
+        )
+    ]
+
+
+def without_islands(program: Program, model: Model, shapes: dict[str, Any]) -> Program:
+    """Return the Program without the operators that would compute in float.
+
+    Args:
+        program: of the model.
+        model: float, after the passes that come before quantization.
+        shapes: of its values.
+    """
+    inside = {layer_name(node) for node in plan_islands(model.graph, frozenset(), shapes).nodes}
+    return replace(program, ops=tuple(op for op in program.ops if op.layer not in inside))
 
 
 def find_float_kernels(program: Program) -> list[Finding]:

@@ -20,7 +20,7 @@ from edgecnn.graph.program import Op, Program
 
 _LAYERS = frozenset({"conv2d", "conv_transpose2d", "linear"})
 _MOVERS = frozenset(
-    {"max_pool2d", "amax", "concat", "slice", "pad", "reshape", "transpose", "resize", "clamp"}
+    {"max_pool2d", "amax", "concat", "slice", "gather", "pad", "reshape", "transpose", "resize", "clamp"}
 )
 
 

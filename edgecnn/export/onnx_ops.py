@@ -21,6 +21,7 @@ import numpy as np
 
 from edgecnn.errors import ExportError, UnsupportedOpError
 from edgecnn.export.onnx_dynamic import write_dynamic_linear
+from edgecnn.export.onnx_float import FLOAT_WRITERS
 from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
 from edgecnn.export.onnx_resize import write_resize
 from edgecnn.export.onnx_transposed import write_phases
@@ -38,9 +39,9 @@ def write_op(graph: GraphBuilder, op: Op) -> None:
     """
     writer = WRITERS.get(op.kind)
     if writer is None:
+        known = ", ".join(sorted(WRITERS))
         raise UnsupportedOpError(
-            f"{op.layer or op.output}: operator {op.kind!r} has no ONNX form, "
-            f"expected one of {', '.join(sorted(WRITERS))}"
+            f"{op.layer or op.output}: operator {op.kind!r} has no ONNX form, expected one of {known}"
         )
     writer(graph, op)
 
@@ -137,12 +138,8 @@ def _rows(graph: GraphBuilder, op: Op) -> list[str]:
     return [real, *(graph.real_parameter(op, graph.tensor(name)) for name in op.inputs[1:])]
 
 
-def _add(graph: GraphBuilder, op: Op) -> None:
-    graph.store(op, "Add", [graph.real_operand(op, name) for name in op.inputs])
-
-
-def _mul(graph: GraphBuilder, op: Op) -> None:
-    graph.store(op, "Mul", [graph.real_operand(op, name) for name in op.inputs])
+def _add_or_mul(graph: GraphBuilder, op: Op) -> None:
+    graph.store(op, op.kind.capitalize(), [graph.real_operand(op, name) for name in op.inputs])
 
 
 def _sub(graph: GraphBuilder, op: Op) -> None:
@@ -205,27 +202,6 @@ def _tanh(graph: GraphBuilder, op: Op) -> None:
 
 
 _TANH = QuantParams(np.asarray(1 / 128, np.float32), 0)
-
-
-def _hard_sigmoid(graph: GraphBuilder, op: Op) -> None:
-    graph.store(op, "HardSigmoid", [_float_only(graph, op)], {"alpha": 1 / 6, "beta": 0.5})
-
-
-def _hard_swish(graph: GraphBuilder, op: Op) -> None:
-    """Write x * HardSigmoid(x), as fast in ONNX Runtime as the HardSwish of opset 14."""
-    x = _float_only(graph, op)
-    gate = graph.node(op, "HardSigmoid", [x], None, {"alpha": 1 / 6, "beta": 0.5})
-    graph.store(op, "Mul", [x, gate])
-
-
-def _float_only(graph: GraphBuilder, op: Op) -> str:
-    """Return the value of op's input, which must be float like its output."""
-    if _is_quantized(graph, op):
-        raise UnsupportedOpError(
-            f"{op.layer or op.output}: {op.kind} is quantized, expected float32",
-            hint="run the pass decompose_activations before quantizing",
-        )
-    return graph.real(op, op.inputs[0])
 
 
 def _softmax(graph: GraphBuilder, op: Op) -> None:
@@ -327,6 +303,11 @@ def _slice(graph: GraphBuilder, op: Op) -> None:
     _move(graph, op, "Slice", extra)
 
 
+def _gather(graph: GraphBuilder, op: Op) -> None:
+    indices = graph.constant(f"{op.output}/indices", _shape(op.attributes["indices"]))
+    _move(graph, op, "Gather", [indices], {"axis": int(op.attributes["axis"])})
+
+
 def _pad(graph: GraphBuilder, op: Op) -> None:
     before, after = zip(*op.attributes["pads"], strict=True)
     value = np.asarray(op.attributes["value"], np.float32)
@@ -334,6 +315,9 @@ def _pad(graph: GraphBuilder, op: Op) -> None:
     if quant is not None and quant.num_bits == 8:
         value = graph.shift(quant.quantize(value))
     pads = graph.constant(f"{op.output}/pads", _shape((*before, *after)))
+    if op.attributes.get("mode") == "reflect":
+        _move(graph, op, "Pad", [pads], {"mode": "reflect"})
+        return
     _move(graph, op, "Pad", [pads, graph.constant(f"{op.output}/pad_value", value)])
 
 
@@ -369,15 +353,13 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "conv2d": _conv2d,
         "conv_transpose2d": _conv_transpose2d,
         "linear": _linear,
-        "add": _add,
+        "add": _add_or_mul,
         "sub": _sub,
-        "mul": _mul,
+        "mul": _add_or_mul,
         "clamp": _clamp,
         "leaky_relu": _leaky_relu,
         "sigmoid": _sigmoid,
         "tanh": _tanh,
-        "hard_swish": _hard_swish,
-        "hard_sigmoid": _hard_sigmoid,
         "softmax": _softmax,
         "max_pool2d": _max_pool2d,
         "avg_pool2d": _avg_pool2d,
@@ -385,6 +367,7 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "amax": _amax,
         "concat": _concat,
         "slice": _slice,
+        "gather": _gather,
         "pad": _pad,
         "reshape": _reshape,
         "transpose": _transpose,
@@ -392,5 +375,6 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "dequantize": _dequantize,
         "requantize": _requantize,
         "resize": write_resize,
+        **FLOAT_WRITERS,
     }
 )

@@ -19,6 +19,7 @@ from edgecnn.export import tflite_elementwise as elementwise
 from edgecnn.export import tflite_movement as movement
 from edgecnn.export import tflite_pooling as pooling
 from edgecnn.export import tflite_transposed as transposed
+from edgecnn.export.tflite_float import FLOAT_LOWERINGS
 from edgecnn.export.tflite_graph import FileGraph
 from edgecnn.export.tflite_layout import Order, default_order, plain_order, stored_shape
 from edgecnn.export.tflite_lowering import Lowering
@@ -47,6 +48,7 @@ LOWERINGS: Mapping[str, Callable[[Lowering, Op], None]] = MappingProxyType(
         "amax": pooling.amax,
         "concat": movement.concat,
         "slice": movement.slice_axis,
+        "gather": movement.gather,
         "pad": movement.pad,
         "reshape": movement.reshape,
         "transpose": movement.transpose,
@@ -54,6 +56,7 @@ LOWERINGS: Mapping[str, Callable[[Lowering, Op], None]] = MappingProxyType(
         "quantize": elementwise.quantize,
         "dequantize": elementwise.dequantize,
         "requantize": elementwise.requantize,
+        **FLOAT_LOWERINGS,
     }
 )
 """Op kind -> what writes it."""

@@ -11,7 +11,7 @@ from edgecnn.export.tflite_layout import Order, complete_order
 from edgecnn.export.tflite_lowering import Lowering, common_order, same_parameters
 from edgecnn.graph.program import Op, QuantParams
 
-_BINARY = {"add": "ADD", "sub": "SUB", "mul": "MUL"}
+_BINARY = {"add": "ADD", "sub": "SUB", "mul": "MUL", "div": "DIV"}
 
 
 def binary(lowering: Lowering, op: Op) -> None:

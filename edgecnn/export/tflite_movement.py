@@ -6,11 +6,13 @@ reader where it needs a transpose (see `tflite_layout`).
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
-from edgecnn.export.tflite_layout import plain_order, plan_reshape
+from edgecnn.export.tflite_layout import Order, plain_order, plan_reshape
 from edgecnn.export.tflite_lowering import Lowering, common_order, same_parameters
-from edgecnn.graph.program import Op, Tensor
+from edgecnn.graph.program import BATCH, Op, Tensor
 
 
 def reshape(lowering: Lowering, op: Op) -> None:
@@ -99,12 +101,39 @@ def slice_axis(lowering: Lowering, op: Op) -> None:
     index, order = lowering.read(x.name), lowering.order(x.name)
     begin = [start if dim == axis else 0 for dim in order]
     steps = [step if dim == axis else 1 for dim in order]
+    if len(order) > _MAX_SLICED_DIMS:
+        lowering.place(y.name, _slice_in_fewer(lowering, op, index, order), order)
+        return
     output = lowering.new_tensor(y.name, order)
     lowering.place(y.name, lowering.strided_slice(index, output, begin, steps), order)
 
 
+_MAX_SLICED_DIMS = 5
+
+
+def _slice_in_fewer(lowering: Lowering, op: Op, index: int, order: Order) -> int:
+    """Add a STRIDED_SLICE of more dimensions than it takes, those on either side of the axis joined."""
+    x, y = lowering.tensor(op.inputs[0]), lowering.tensor(op.output)
+    axis, step = op.attributes["axis"] % len(x.shape), op.attributes.get("step", 1)
+    start, _, _ = slice(op.attributes.get("start", 0), None).indices(x.shape[axis])
+    place = order.index(axis)
+    stored = [x.shape[dim] for dim in order]
+    ahead, behind = prod(stored[1:place]), prod(stored[place + 1 :])
+    joined = lowering.reshape(index, (BATCH, ahead, stored[place], behind), "/joined")
+    cut = lowering.like(joined, (BATCH, ahead, y.shape[axis], behind), "/cut")
+    lowering.strided_slice(joined, cut, [0, 0, start, 0], [1, 1, step, 1])
+    return lowering.write_reshape(cut, lowering.new_tensor(y.name, order))
+
+
+def gather(lowering: Lowering, op: Op) -> None:
+    """Write a GATHER."""
+    index, order = lowering.read(op.inputs[0]), lowering.order(op.inputs[0])
+    indices = lowering.integers(f"{op.output}/indices", op.attributes["indices"])
+    lowering.write(op.output, order, "GATHER", (index, indices), {"axis": order.index(op.attributes["axis"])})
+
+
 def pad(lowering: Lowering, op: Op) -> None:
-    """Write a PAD where the value is a real zero, a PADV2 otherwise."""
+    """Write a PAD where the value is a real zero, a PADV2 or MIRROR_PAD otherwise."""
     x = lowering.tensor(op.inputs[0])
     pads = tuple(tuple(pair) for pair in op.attributes["pads"])
     value = float(op.attributes.get("value", 0.0))
@@ -114,6 +143,9 @@ def pad(lowering: Lowering, op: Op) -> None:
         raise lowering.unsupported(op, f"pads are {pads}, expected none below zero (use a slice)")
     index, order = lowering.read(x.name), lowering.order(x.name)
     amounts = lowering.integers(f"{op.output}/pads", [pads[dim] for dim in order])
+    if op.attributes.get("mode") == "reflect":
+        lowering.write(op.output, order, "MIRROR_PAD", (index, amounts), {"mode": 0})
+        return
     if value == 0.0:
         lowering.write(op.output, order, "PAD", (index, amounts))
         return

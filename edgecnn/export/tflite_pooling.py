@@ -49,7 +49,18 @@ def is_lowest_zero(program: Program, name: str) -> bool:
 
 
 _KEEPS_SIGN = frozenset(
-    {"max_pool2d", "avg_pool2d", "mean", "amax", "slice", "reshape", "transpose", "resize", "concat"}
+    {
+        "max_pool2d",
+        "avg_pool2d",
+        "mean",
+        "amax",
+        "slice",
+        "gather",
+        "reshape",
+        "transpose",
+        "resize",
+        "concat",
+    }
 )
 
 
@@ -134,15 +145,16 @@ def _pool_options(op: Op, padding: WindowPadding) -> dict[str, int]:
 
 def mean(lowering: Lowering, op: Op) -> None:
     """Write a MEAN."""
-    _reduce(lowering, op, "MEAN")
+    reduce_axes(lowering, op, "MEAN")
 
 
 def amax(lowering: Lowering, op: Op) -> None:
     """Write a REDUCE_MAX."""
-    _reduce(lowering, op, "REDUCE_MAX")
+    reduce_axes(lowering, op, "REDUCE_MAX")
 
 
-def _reduce(lowering: Lowering, op: Op, operator: str) -> None:
+def reduce_axes(lowering: Lowering, op: Op, operator: str) -> None:
+    """Write a reduction over the op's axes, wherever they are stored."""
     x = lowering.tensor(op.inputs[0])
     axes = _axes(lowering, op, len(x.shape))
     keepdim = bool(op.attributes.get("keepdim", False))

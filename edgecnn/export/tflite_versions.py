@@ -25,24 +25,34 @@ class OperandType:
 
 
 _RUNTIME: dict[str, tuple[str, ...]] = {
+    "ABS": ("1.13.0",),
     "ADD": ("1.5.0", "1.14.0", "2.4.0"),
     "AVERAGE_POOL_2D": ("1.5.0", "1.14.0", "2.3.0"),
+    "BATCH_MATMUL": ("2.3.0",),
     "CONCATENATION": ("1.5.0", "1.14.0", "2.3.0"),
     "CONV_2D": ("1.5.0", "1.14.0", "1.14.0", "2.3.0", "2.4.0", "2.9.0"),
+    "COS": ("1.14.0",),
     "DEPTHWISE_CONV_2D": ("1.5.0", "1.12.0", "1.14.0", "2.2.0", "2.3.0"),
     "DEPTH_TO_SPACE": ("2.1.0", "2.5.0"),
     "DEQUANTIZE": ("1.13.1", "1.14.0", "1.15.0", "2.2.0", "2.7.0"),
+    "DIV": ("1.6.0",),
+    "ELU": ("1.14.0",),
+    "EXP": ("1.7.0",),
     "FULLY_CONNECTED": (
         *("1.5.0", "1.10.0", "1.14.0", "1.14.0", "2.0.0", "2.1.0"),
         *("2.3.0", "2.3.0", "2.3.0", "2.11.0", "2.15.0", "2.17.0"),
     ),
+    "GATHER": ("1.6.0", "1.14.0", "1.15.0", "2.4.0"),
+    "GELU": ("2.9.0",),
     "HARD_SWISH": ("1.15.0",),
     "LEAKY_RELU": ("1.13.1", "2.3.0"),
+    "LOG": ("1.14.0",),
     "LOGISTIC": ("1.14.0", "1.14.0", "2.3.0"),
     "MAXIMUM": ("1.14.0", "1.14.0", "2.3.0", "2.3.0"),
     "MAX_POOL_2D": ("1.5.0", "1.14.0", "2.3.0"),
     "MEAN": ("1.6.0", "1.14.0", "2.4.0"),
     "MINIMUM": ("1.14.0", "1.14.0", "2.3.0", "2.3.0"),
+    "MIRROR_PAD": ("1.13.1", "2.3.0"),
     "MUL": ("1.5.0", "1.14.0", "1.15.0", "2.3.0"),
     "PAD": ("1.5.0", "1.14.0", "2.4.0", "2.6.0"),
     "PADV2": ("1.9.0", "1.14.0", "2.4.0", "2.6.0"),
@@ -51,13 +61,17 @@ _RUNTIME: dict[str, tuple[str, ...]] = {
     "RELU": ("1.5.0", "2.1.0", "2.5.0"),
     "RELU6": ("1.5.0", "1.14.0", "2.5.0"),
     "RELU_N1_TO_1": ("1.5.0",),
+    "RSQRT": ("1.10.0",),
     "RESHAPE": ("1.5.0",),
     "RESIZE_BILINEAR": ("1.7.0", "1.14.0", "2.2.0", "2.5.0"),
     "RESIZE_NEAREST_NEIGHBOR": ("1.13.1", "1.14.0", "2.3.0", "2.4.0"),
+    "SIN": ("1.9.0",),
     "SLICE": ("1.14.0", "1.14.0", "1.14.0", "2.4.0", "2.5.0"),
     "SOFTMAX": ("1.5.0", "1.14.0", "2.3.0"),
+    "SQRT": ("1.10.0",),
     "STRIDED_SLICE": ("1.6.0", "1.14.0", "2.1.0", "2.2.0"),
     "SUB": ("1.6.0", "1.14.0", "2.3.0", "2.4.0", "2.4.0"),
+    "SUM": ("1.10.0",),
     "TANH": ("1.14.0", "1.14.0", "2.3.0"),
     "TRANSPOSE": ("1.6.0", "1.14.0", "1.15.0", "2.3.0", "2.4.0", "2.12.0"),
     "TRANSPOSE_CONV": ("1.9.0", "2.2.0", "2.3.0", "2.13.0"),
@@ -88,6 +102,7 @@ _INT16 = {
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), 4),
     **dict.fromkeys(("DEPTHWISE_CONV_2D", "SUB", "TRANSPOSE"), 5),
     "FULLY_CONNECTED": 7,
+    "GATHER": 4,
     "LEAKY_RELU": 2,
     "QUANTIZE": 2,
 }
@@ -128,6 +143,8 @@ def operator_version(operator: str, operands: Sequence[OperandType], options: Ma
         return _convolution_version(operator, is_int8, options)
     if operator == "FULLY_CONNECTED":
         return 5 if options.get("keepNumDims") else (4 if is_int8 else 1)
+    if operator in ("GATHER", "MIRROR_PAD"):
+        return int8_version
     if operator in ("PAD", "PADV2"):
         return 4 if num_dims > 4 else int8_version
     if operator == "TRANSPOSE":

@@ -19,7 +19,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers torch.
 
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.nodes import fetch, is_constant, layer_name
-from edgecnn.graph.program import Array, Op, Program, QuantParams, Tensor
+from edgecnn.graph.program import FLOAT_KINDS, Array, Op, Program, QuantParams, Tensor
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 
@@ -102,6 +102,16 @@ class ProgramBuilder:
         self.tensors[output] = Tensor(output, self.shape(node) if shape is None else shape)
         self.ops.append(Op(kind, tuple(inputs), output, MappingProxyType(attributes or {}), layer_name(node)))
         self._makers[output] = node
+        return output
+
+    def emit_moved(
+        self, node: fx.Node, kind: str, inputs: list[str], attributes: dict[str, Any], shape: tuple[int, ...]
+    ) -> str:
+        """Append an op that only moves values, on its way to `node`: it stays in the input's integers."""
+        output = self.emit(node, kind, inputs, attributes, shape)
+        x = self.tensors[inputs[0]]
+        if x.data is None and all(self.tensors[name].quant == x.quant for name in inputs[1:]):
+            self.tensors[output] = replace(self.tensors[output], dtype=x.dtype, quant=x.quant)
         return output
 
     def producer(self, name: str) -> int | None:
@@ -276,7 +286,8 @@ def _with_boundaries(
 
     for op in builder.ops:
         held = [tensors[n].quant is not None for n in (*op.inputs, op.output)]
-        if op.kind in BOUNDARY_KINDS or all(held) or not any(held) or _holds_weight_only(op, held):
+        is_integer = all(held) and op.kind not in FLOAT_KINDS
+        if op.kind in BOUNDARY_KINDS or is_integer or not any(held) or _holds_weight_only(op, held):
             ops.append(op)
             continue
         sources = tuple(as_float(n, op.layer) for n in op.inputs)

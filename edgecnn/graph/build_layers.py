@@ -241,7 +241,8 @@ def adaptive_max_pool2d(builder: ProgramBuilder, node: fx.Node) -> list[str | No
     ]
 
 
-def _reduction(builder: ProgramBuilder, node: fx.Node, kind: str, out: tuple[int, ...]) -> str:
+def reduction(builder: ProgramBuilder, node: fx.Node, kind: str, out: tuple[int, ...]) -> str:
+    """Lower a reduction over dimensions to the operator `kind`."""
     x = builder.tensor(node.args[0])
     rank = len(builder.tensors[x].shape)
     dims = argument(node, 1, "dim")
@@ -254,14 +255,14 @@ def _reduction(builder: ProgramBuilder, node: fx.Node, kind: str, out: tuple[int
 
 def mean(builder: ProgramBuilder, node: fx.Node) -> str:
     """Lower aten.mean over dimensions."""
-    return _reduction(builder, node, "mean", builder.shape(node))
+    return reduction(builder, node, "mean", builder.shape(node))
 
 
 def amax(builder: ProgramBuilder, node: fx.Node) -> str:
     """Lower aten.amax."""
-    return _reduction(builder, node, "amax", builder.shape(node))
+    return reduction(builder, node, "amax", builder.shape(node))
 
 
 def max_dim(builder: ProgramBuilder, node: fx.Node) -> list[str | None]:
     """Lower aten.max over one dimension; the indices have no lowering."""
-    return [_reduction(builder, node, "amax", tuple(builder.shapes[node.name][0])), None]
+    return [reduction(builder, node, "amax", tuple(builder.shapes[node.name][0])), None]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
+from edgecnn.graph import build_float as floats
 from edgecnn.graph import build_layers as layers
 from edgecnn.graph import build_shapes as shapes
 from edgecnn.graph.build import Handler, ProgramBuilder, qd
@@ -82,7 +83,7 @@ def _div(builder: ProgramBuilder, node: fx.Node) -> str:
     elif known is not None:
         other = builder.constant((1.0 / known.float()).numpy(), f"{node.name}_reciprocal")
     else:
-        raise UnsupportedOpError(f"{layer_name(node)} divides by an activation, which int8 has no kernel for")
+        return floats.divide(builder, node)
     return builder.emit(node, "mul", [builder.tensor(node.args[0]), other])
 
 
@@ -143,6 +144,10 @@ HANDLERS: dict[Any, Handler] = {
     aten.slice.Tensor: shapes.slice_tensor,
     aten.narrow.default: shapes.narrow,
     aten.select.int: shapes.select,
+    aten.unbind.int: shapes.unbind,
+    aten.index.Tensor: shapes.index,
+    aten.unflatten.int: shapes.reshape,
+    aten.linalg_vector_norm.default: floats.vector_norm,
     aten.split.Tensor: shapes.split,
     aten.split_with_sizes.default: shapes.split,
     aten.chunk.default: shapes.split,
@@ -153,8 +158,29 @@ HANDLERS: dict[Any, Handler] = {
     aten.upsample_bilinear2d.vec: shapes.resize,
     aten.upsample_bilinear2d.default: shapes.resize,
     aten.expand.default: shapes.expand,
+    aten.unfold.default: shapes.unfold,
     aten.expand_as.default: shapes.expand,
     shapes.GETITEM: shapes.getitem,
+    aten.layer_norm.default: floats.layer_norm,
+    aten.group_norm.default: floats.group_norm,
+    aten.instance_norm.default: floats.instance_norm,
+    aten.gelu.default: floats.gelu,
+    aten.elu.default: floats.elu,
+    aten.mish.default: floats.mish,
+    aten.prelu.default: floats.prelu,
+    aten.softplus.default: floats.softplus,
+    aten.matmul.default: floats.matmul,
+    aten.bmm.default: floats.matmul,
+    aten.scaled_dot_product_attention.default: floats.attention,
+    aten.einsum.default: floats.einsum,
+    aten.roll.default: floats.roll,
+    aten.sum.dim_IntList: floats.total,
+    aten.pow.Tensor_Scalar: floats.power,
+    aten.square.default: floats.square,
+    **{
+        getattr(aten, kind).default: floats.function(kind)
+        for kind in ("abs", "cos", "exp", "log", "rsqrt", "sin", "sqrt")
+    },
     qd.choose_qparams.tensor: _run_time_parameters,
     qd.quantize_per_tensor.tensor: shapes.identity,
     qd.dequantize_per_tensor.tensor: shapes.identity,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
@@ -14,7 +15,7 @@ from edgecnn.graph.program import BATCH
 
 GETITEM = operator.getitem
 
-_BROADCASTING = frozenset({aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor})
+_BROADCASTING = frozenset({aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor})
 
 
 def identity(builder: ProgramBuilder, node: fx.Node) -> str:
@@ -86,9 +87,8 @@ def _slice(builder: ProgramBuilder, node: fx.Node, axis: int, start: int, stop: 
     if (start, stop, step) == (0, shape[axis], 1):
         return x
     shape[axis] = len(range(start, stop, step))
-    return builder.emit(
-        node, "slice", [x], {"axis": axis, "start": start, "stop": stop, "step": step}, tuple(shape)
-    )
+    attributes = {"axis": axis, "start": start, "stop": stop, "step": step}
+    return builder.emit_moved(node, "slice", [x], attributes, tuple(shape))
 
 
 def slice_tensor(builder: ProgramBuilder, node: fx.Node) -> str:
@@ -128,6 +128,32 @@ def select(builder: ProgramBuilder, node: fx.Node) -> str:
     return builder.emit(node, "reshape", [picked], {"shape": builder.shape(node)})
 
 
+def unbind(builder: ProgramBuilder, node: fx.Node) -> list[str]:
+    """Lower aten.unbind: each slice of one, its dimension dropped."""
+    shapes = builder.shapes[node.name]
+    x = builder.tensor(node.args[0])
+    axis = int(argument(node, 1, "dim", 0)) % len(builder.tensors[x].shape)
+    found = []
+    for index, shape in enumerate(shapes):
+        picked = _slice(builder, node, axis, index, index + 1)
+        found.append(builder.emit(node, "reshape", [picked], {"shape": tuple(shape)}, tuple(shape)))
+    return found
+
+
+def index(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower x[..., indices, ...] with known indices along one dimension."""
+    x, given = builder.tensor(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    places = [i for i, part in enumerate(given) if part is not None]
+    known = builder.constant_value(given[places[0]]) if len(places) == 1 else None
+    if known is None or known.dim() != 1 or known.is_floating_point() or known.dtype is torch.bool:
+        raise UnsupportedOpError(f"{layer_name(node)} picks by several lists or unknown ones, expected one")
+    axis, size = places[0], builder.tensors[x].shape[places[0]]
+    if axis == 0:
+        raise UnsupportedOpError(f"{layer_name(node)} picks images of the batch")
+    indices = tuple(int(i) % size for i in known)
+    return builder.emit(node, "gather", [x], {"axis": axis, "indices": indices})
+
+
 def split(builder: ProgramBuilder, node: fx.Node) -> list[str]:
     """Lower split, split_with_sizes and chunk as slices; the sizes are read off the values."""
     pieces = builder.shapes[node.name]
@@ -149,9 +175,10 @@ def pad(builder: ProgramBuilder, node: fx.Node) -> str:
     constant = node.target is aten.constant_pad_nd.default
     mode = "constant" if constant else argument(node, 2, "mode", "constant")
     value = argument(node, 2, "value", 0) if constant else argument(node, 3, "value", 0)
-    if mode != "constant" or min(amounts) < 0:
+    if mode not in ("constant", "reflect") or (mode == "reflect" and min(amounts) < 0):
         raise UnsupportedOpError(
-            f"{layer_name(node)} pads by {list(amounts)} in mode {mode!r}, expected 'constant', no cropping"
+            f"{layer_name(node)} pads by {list(amounts)} in mode {mode!r}, expected 'constant' or 'reflect', "
+            "the latter without cropping"
         )
     rank = len(builder.shape(node))
     pads = [(0, 0)] * rank
@@ -161,6 +188,18 @@ def pad(builder: ProgramBuilder, node: fx.Node) -> str:
         return x
     if pads[0] != (0, 0):
         raise UnsupportedOpError(f"{layer_name(node)} pads the batch")
+    for axis, (before, after) in enumerate(pads):
+        if min(before, after) < 0:
+            size = builder.tensors[x].shape[axis]
+            start, stop = max(-before, 0), size - max(-after, 0)
+            shape = (*builder.tensors[x].shape[:axis], stop - start, *builder.tensors[x].shape[axis + 1 :])
+            bounds = {"axis": axis, "start": start, "stop": stop, "step": 1}
+            x = builder.emit_moved(node, "slice", [x], bounds, shape)
+    pads = [(max(before, 0), max(after, 0)) for before, after in pads]
+    if not any(before or after for before, after in pads):
+        return x
+    if mode == "reflect":
+        return builder.emit(node, "pad", [x], {"pads": tuple(pads), "value": 0.0, "mode": "reflect"})
     return builder.emit(node, "pad", [x], {"pads": tuple(pads), "value": float(value or 0.0)})
 
 
@@ -196,14 +235,44 @@ def _scale_factors(node: fx.Node, bilinear: bool) -> list[float | None]:
 
 
 def expand(builder: ProgramBuilder, node: fx.Node) -> str:
-    """Pass an expand through where only broadcasting arithmetic reads it."""
-    x = builder.tensor(node.args[0])
-    if builder.tensors[x].shape != builder.shape(node):
-        for user in _readers(node):
-            others = [builder.shape(n) for n in user.all_input_nodes if _origin(n) is not node]
-            if user.target not in _BROADCASTING or builder.shape(user) not in others:
-                raise UnsupportedOpError(f"{layer_name(node)} feeds an operator that does not broadcast")
+    """Pass an expand through where only broadcasting arithmetic reads it, else join copies."""
+    x, shape = builder.tensor(node.args[0]), builder.shape(node)
+    if builder.tensors[x].shape == shape or all(_broadcasts(builder, node, user) for user in _readers(node)):
+        return x
+    if len(shape) != len(builder.tensors[x].shape):
+        raise UnsupportedOpError(
+            f"{layer_name(node)} adds dimensions for an operator that does not broadcast"
+        )
+    for axis, size in enumerate(shape):
+        old = builder.tensors[x].shape
+        if old[axis] != size:
+            wide = (*old[:axis], size, *old[axis + 1 :])
+            x = builder.emit_moved(node, "concat", [x] * size, {"axis": axis}, wide)
     return x
+
+
+def _broadcasts(builder: ProgramBuilder, node: fx.Node, user: fx.Node) -> bool:
+    """Whether an operator gives the same without the expand, by a value that has the result's shape."""
+    others = [builder.shape(n) for n in user.all_input_nodes if _origin(n) is not node]
+    return user.target in _BROADCASTING and builder.shape(user) in others
+
+
+def unfold(builder: ProgramBuilder, node: fx.Node) -> str:
+    """Lower aten.unfold: windows along a dimension, their values in a new last one."""
+    x, shape = builder.tensor(node.args[0]), builder.shape(node)
+    old = builder.tensors[x].shape
+    axis, size, step = int(node.args[1]) % len(old), int(node.args[2]), int(node.args[3])  # type: ignore[arg-type]
+    if axis == 0:
+        raise UnsupportedOpError(f"{layer_name(node)} takes windows along the batch")
+    perm = (*(i for i in range(len(old)) if i != axis), axis)
+    windows = []
+    for start in range(0, shape[axis] * step, step):
+        piece = _slice(builder, node, axis, start, start + size)
+        turned = tuple(builder.tensors[piece].shape[i] for i in perm)
+        piece = builder.emit_moved(node, "transpose", [piece], {"perm": perm}, turned)
+        one = (*shape[:axis], 1, *shape[axis + 1 :])
+        windows.append(builder.emit_moved(node, "reshape", [piece], {"shape": one}, one))
+    return builder.emit(node, "concat", windows, {"axis": axis})
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

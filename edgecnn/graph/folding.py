@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from edgecnn.errors import PassError
+from edgecnn.graph.inference_form import to_inference_form
 from edgecnn.graph.nodes import (
     add_constant,
     argument,
@@ -49,6 +50,8 @@ STATISTICS = "batch_norm_statistics"
 class FoldBatchNorm:
     """Pass: no batch_norm is left in the graph; the outputs are the same up to float rounding.
 
+    The graph also gets the form from which files are made (`inference_form`).
+
     Source: arXiv:1712.05877, section 3.2.
     """
 
@@ -58,7 +61,7 @@ class FoldBatchNorm:
     def requires(self, model: Model) -> None:
         """Refuse a graph whose batch norms are in training mode (their statistics move with the batch)."""
         for node in model.graph.graph.nodes:
-            if node.target is not aten.batch_norm.default:
+            if node.target is not aten.batch_norm.default or not _reads_image(node):
                 continue
             if argument(node, 3, "running_mean") is None or argument(node, 4, "running_var") is None:
                 raise PassError(
@@ -73,6 +76,7 @@ class FoldBatchNorm:
 
     def run(self, model: Model, context: Any) -> Model:  # noqa: ARG002 (the Pass protocol's signature)
         """Return the model with every batch_norm folded."""
+        model = to_inference_form(model)
         graph = copy_graph(model.graph)
         found = [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]
         shapes = infer_shapes(model) if found else {}
@@ -85,6 +89,19 @@ class FoldBatchNorm:
         left = [n for n in after.graph.graph.nodes if n.target is aten.batch_norm.default]
         if left:
             raise PassError(f"{len(left)} batch_norm nodes are left, first {layer_name(left[0])}")
+
+
+def _reads_image(node: fx.Node) -> bool:
+    """Whether a value depends on the input: standardized weights do not."""
+    seen, left = {node}, [node]
+    while left:
+        for source in left.pop().all_input_nodes:
+            if source.op == "placeholder":
+                return True
+            if source not in seen:
+                seen.add(source)
+                left.append(source)
+    return False
 
 
 def _fold(graph: fx.GraphModule, node: fx.Node, rank: int) -> None:

@@ -38,10 +38,17 @@ Operators and attributes (x is the data input; every op has `inputs`, one `outpu
     mean amax         x; axes (sorted tuple), keepdim
     concat            x0, x1, ...; axis
     slice             x; axis, start, stop, step
-    pad               x; pads ((before, after) per dimension), value (real)
+    gather            x; axis, indices: x[..., indices, ...]
+    pad               x; pads ((before, after) per dimension), value (real); mode "reflect": mirrored instead
     reshape           x; shape (BATCH first)
     transpose         x; perm (perm[0] == 0)
     resize            x (n, c, h, w); size (2), mode "nearest" | "bilinear", align_corners
+    normalize         x; float only; axes (sorted tuple), eps: (x - mean) / sqrt(variance + eps)
+    gelu              x; float only; approximate (by tanh, else exact)
+    matmul            a (..., m, k), b (..., k, n); float only; the other dimensions broadcast
+    div               a, b; float only
+    sum               x; float only; axes (sorted tuple), keepdim
+    abs exp log sqrt  x; float only; so are rsqrt (1 / sqrt(x)), elu, sin and cos
     quantize          float x -> quantized        dequantize  quantized x -> float
     requantize        quantized x -> quantized with other parameters
 
@@ -49,7 +56,7 @@ conv2d and linear may have the attribute `dynamic`, "image", "row" or "pixel": x
 w is int8, and the runtime quantizes x to int8 itself, with a scale and a zero point from the range (0
 included) of each image, each row of the last dimension, or the channels of each pixel.
 
-max_pool2d, avg_pool2d, amax, concat, slice, pad, reshape, transpose and resize keep the quantization
+max_pool2d, avg_pool2d, amax, concat, slice, gather, pad, reshape, transpose and resize keep the quantization
 parameters of their input (all inputs of a concat share one set). sigmoid and softmax give scale 1/256,
 zero_point -128; tanh gives scale 1/128, zero_point 0. A quantized network holds hard_swish and hard_sigmoid
 as mul, add and clamp (the pass decompose_activations writes them so), for which there are integer kernels.
@@ -67,6 +74,14 @@ import numpy.typing as npt
 
 BATCH = -1
 """Stands for the batch size in dimension 0 of an activation's shape."""
+
+FLOAT_KINDS = frozenset(
+    {
+        *("normalize", "gelu", "matmul", "div", "sum", "elu"),
+        *("abs", "exp", "log", "sqrt", "rsqrt", "sin", "cos"),
+    }
+)
+"""Kinds of operators that no integer kernel computes."""
 
 Array = npt.NDArray[Any]
 

@@ -165,6 +165,7 @@ class QuantizeAwareTraining(TrainSettings):
             num_samples=self.num_samples,
             bias_correction=False,
             split_concats=False,
+            unsupported="error",
         )
 
     def _distillation(self, share: float) -> _SelfDistillation:

@@ -8,7 +8,7 @@ float and int8 differ a little, since float operators demand nothing of them (0.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import fx
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers torch.ops.quantized_decomposed)
 
 from edgecnn.graph.nodes import argument, fetch, is_constant
-from edgecnn.quantize.float_layers import plan_float, whole_layers
+from edgecnn.quantize.float_layers import whole_layers
+from edgecnn.quantize.islands import plan_islands
 from edgecnn.quantize.scheme import spec_of
 
 qd = torch.ops.quantized_decomposed
@@ -28,11 +29,18 @@ class MixedGraph(fx.Interpreter):
     Args:
         quantized: by `quantize_static`, everything in int8.
         float_graph: what was quantized.
+        shapes: of `infer_shapes`, by which operators without an int8 form were left in float.
     """
 
-    def __init__(self, quantized: fx.GraphModule, float_graph: fx.GraphModule) -> None:
+    def __init__(
+        self,
+        quantized: fx.GraphModule,
+        float_graph: fx.GraphModule,
+        shapes: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(quantized)
         self._float_graph = float_graph
+        self._shapes = shapes
         self._constants = _float_constants(float_graph)
         self._floats: frozenset[str] = frozenset()
         self._real: dict[fx.Node, Any] = {}
@@ -40,7 +48,7 @@ class MixedGraph(fx.Interpreter):
     def leave(self, names: Collection[str]) -> None:
         """Leave the layers whose nodes have these names in float from now on."""
         named = frozenset(n for n in self._float_graph.graph.nodes if n.name in names)
-        plan = plan_float(self._float_graph, whole_layers(named))
+        plan = plan_islands(self._float_graph, whole_layers(named), self._shapes)
         self._floats = frozenset(node.name for node in plan.nodes)
 
     def run_batch(self, batch: torch.Tensor) -> Any:

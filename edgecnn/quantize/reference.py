@@ -6,7 +6,8 @@ Both runtimes are held against it. An op with a quantized output follows the int
     q_y = clamp(round_half_even(acc * multiplier) + zero_point_y, q_lo, q_hi)
 
 and an op with a float output computes in float32 (its quantized constants are dequantized first).
-The arithmetic of each op stands in `reference_conv`, `reference_elementwise` and `reference_spatial`.
+The arithmetic of each op stands in `reference_conv`, `reference_elementwise`, `reference_spatial` and
+`reference_float`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from edgecnn.errors import DataError, UnsupportedOpError
 from edgecnn.graph.program import BATCH, Array, Op, Program, Tensor
-from edgecnn.quantize import reference_conv, reference_elementwise, reference_spatial
+from edgecnn.quantize import reference_conv, reference_elementwise, reference_float, reference_spatial
 from edgecnn.quantize.reference_call import Call
 from edgecnn.quantize.reference_dynamic import held_at_run_time
 
@@ -46,10 +47,17 @@ _KERNELS: Mapping[str, Callable[[Call], Array]] = MappingProxyType(
         "amax": reference_spatial.amax,
         "concat": reference_spatial.concat,
         "slice": reference_spatial.slice_axis,
+        "gather": reference_spatial.gather,
         "pad": reference_spatial.pad,
         "reshape": reference_spatial.reshape,
         "transpose": reference_spatial.transpose,
         "resize": reference_spatial.resize,
+        "normalize": reference_float.normalize,
+        "gelu": reference_float.gelu,
+        "matmul": reference_float.matmul,
+        "div": reference_float.div,
+        "sum": reference_float.total,
+        **dict.fromkeys(reference_float.FUNCTIONS, reference_float.function),
     }
 )
 

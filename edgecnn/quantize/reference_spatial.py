@@ -81,9 +81,16 @@ def slice_axis(call: Call) -> Array:
     return x[tuple(index)]
 
 
+def gather(call: Call) -> Array:
+    """Pick `indices` along `axis`."""
+    return np.take(call.arrays[0], call.attribute("indices"), axis=call.attribute("axis"))
+
+
 def pad(call: Call) -> Array:
-    """Put the real number `value` around x, (before, after) per dimension."""
+    """Put the real number `value` around x, (before, after) per dimension, or x mirrored at its edges."""
     (x,) = call.arrays
+    if call.attribute("mode") == "reflect":
+        return np.pad(x, call.attribute("pads"), mode="reflect")
     value = np.full((), call.attribute("value", 0.0), np.float32)
     fill = call.output_quant.quantize(value) if call.is_quantized else value
     return np.pad(x, call.attribute("pads"), constant_values=fill)

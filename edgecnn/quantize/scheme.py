@@ -106,6 +106,11 @@ SCHEME: dict[Any, OpSpec] = {
     aten.slice.Tensor: _SHARED,
     aten.narrow.default: _SHARED,
     aten.select.int: _SHARED,
+    aten.unbind.int: _SHARED,
+    aten.unflatten.int: _SHARED,
+    aten.roll.default: _SHARED,
+    aten.index.Tensor: _SHARED,
+    aten.unfold.default: _SHARED,
     aten.split.Tensor: _SHARED,
     aten.split_with_sizes.default: _SHARED,
     aten.chunk.default: _SHARED,
@@ -137,6 +142,8 @@ POOL_TO_MEAN_SPEC = {True: _OWN, False: _SHARED}
 
 def spec_of(node: fx.Node) -> OpSpec | None:
     """Return how a node is quantized, None for a node the scheme does not know."""
+    if node.target is aten.div.Tensor and isinstance(node.args[1], fx.Node) and node.args[1].op != "get_attr":
+        return None  # a quotient of two activations
     if node.target is POOL_TO_MEAN:
         return POOL_TO_MEAN_SPEC[pair(node.args[1]) == (1, 1)]
     return SCHEME.get(node.target)

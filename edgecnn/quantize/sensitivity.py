@@ -193,7 +193,8 @@ def pareto(
         "float_macs_share", "sqnr_db", "agreement"}. The first is full int8. The names are such as
         `QuantizeStatic.float_layers` takes; the input, which follows, is not among them.
     """
-    mixed, batches = MixedGraph(quantized.graph, float_model.graph), _batches(float_model, inputs)
+    mixed = MixedGraph(quantized.graph, float_model.graph, infer_shapes(float_model))
+    batches = _batches(float_model, inputs)
 
     def outputs(names: Collection[str]) -> Array:
         found = mixed_outputs(mixed, batches, names)

@@ -12,7 +12,7 @@ correction).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -33,7 +33,16 @@ from edgecnn.quantize.bias import batch_norm_means, correct_in_order
 from edgecnn.quantize.calibrate import Statistics, calibrate, calibration_batches
 from edgecnn.quantize.concats import apart_text, concats_far_apart
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
-from edgecnn.quantize.float_layers import FloatPlan, is_fused_clamp, match_layers, plan_float
+from edgecnn.quantize.float_layers import FloatPlan, match_layers, plan_float
+from edgecnn.quantize.islands import (
+    FLOAT_LAYERS,
+    float_records,
+    float_warnings,
+    layer_list,
+    plan_islands,
+    refuse_unknown,
+    unknown_operators,
+)
 from edgecnn.quantize.lockstep import affordable_images
 from edgecnn.quantize.observers import OBSERVERS, make_observer
 from edgecnn.quantize.parameters import activation_parameters
@@ -56,6 +65,7 @@ class Calibrated:
         mean_counts: how many values each mean averages.
         by_root: (scale, zero_point) of each slot, by its root, without ties.
         notes: what else the user should know.
+        unknown: operators without an int8 form.
     """
 
     model: Model
@@ -65,6 +75,7 @@ class Calibrated:
     mean_counts: dict[fx.Node, int]
     by_root: Parameters
     notes: tuple[str, ...] = ()
+    unknown: tuple[fx.Node, ...] = ()
 
     @property
     def parameters(self) -> Parameters:
@@ -74,7 +85,7 @@ class Calibrated:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know about the calibration."""
-        found = [*_float_warnings(self.slots.floats, self.layers), *self.notes]
+        found = [*float_warnings(self.slots.floats, self.layers, self.unknown), *self.notes]
         dead = [layer_name(n) for n, seen in self.statistics.ranges.items() if seen == (0.0, 0.0)]
         if dead:
             named = ", ".join(dead[:3])
@@ -84,9 +95,7 @@ class Calibrated:
 
 BIAS_METHODS = ("mean_input", "batch_norm", "in_order")
 ROUNDINGS = ("nearest", "adaround", "brecq")
-
-FLOAT_LAYERS = "float_layers"
-"""The kind of detail that says which layers compute in float: "asked" (names, patterns) and "layers"."""
+UNSUPPORTED = ("float", "error")
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,8 @@ class QuantizeStatic:
         split_concats: join values at the network's output in float, each from a scale of its own, where
             their ranges are far apart: a detector's boxes beside its scores (`concats`).
 
+        unsupported: an operator without an int8 form computes in "float", or is an "error" (`islands`).
+
     Source: arXiv:1712.05877; arXiv:1906.04721 section 4.2; arXiv:2004.10568; arXiv:2102.05426.
     """
 
@@ -123,6 +134,7 @@ class QuantizeStatic:
     iterations: int = 500
     float_layers: tuple[str, ...] = ()
     split_concats: bool = True
+    unsupported: str = "float"
 
     name: ClassVar[str] = "quantize_static"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
@@ -142,7 +154,8 @@ class QuantizeStatic:
                 f"weight_bits is {self.weight_bits}, expected 7 or 8",
                 hint="neither ONNX Runtime nor LiteRT computes a convolution with narrower weights",
             )
-        for name, known in (("rounding", ROUNDINGS), ("bias_method", BIAS_METHODS)):
+        choices = (("rounding", ROUNDINGS), ("bias_method", BIAS_METHODS), ("unsupported", UNSUPPORTED))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         for name in ("num_samples", "iterations"):
@@ -188,13 +201,14 @@ class QuantizeStatic:
             slots = assign_slots(work.graph, plan_float(work.graph, floats.nodes | frozenset(apart)))
             joined = [n for n in work.graph.graph.nodes if n in slots.floats.nodes - floats.nodes]
             record = {"pass": self.name, "kind": FLOAT_LAYERS, "asked": []}
-            context.records.append({**record, "layers": _layers(joined)})
+            context.records.append({**record, "layers": layer_list(joined)})
         mean_counts = _mean_counts(work, slots)
         by_root = _slot_parameters(slots, statistics, mean_counts)
         if self.bias_correction and self.bias_method == "batch_norm":
             statistics.input_means.update(batch_norm_means(work))
         notes = tuple(apart_text(node, times) for node, times in apart.items())
-        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, notes)
+        unknown = tuple(unknown_operators(work.graph))
+        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, notes, unknown)
 
     def _plan(self, model: Model, work: Model, context: PassContext) -> FloatPlan:
         """Return what computes in float, and record it.
@@ -204,12 +218,14 @@ class QuantizeStatic:
             work: the same, constants folded.
             context: gets the record.
         """
+        graph = work.graph
         names = {node.name for node in match_layers(model.graph, self.float_layers)}
-        floats = plan_float(work.graph, frozenset(n for n in work.graph.graph.nodes if n.name in names))
-        if self.float_layers:
-            in_order = [n for n in work.graph.graph.nodes if n in floats.nodes and not is_fused_clamp(n)]
-            record = {"asked": list(self.float_layers), "layers": _layers(in_order)}
-            context.records.append({"pass": self.name, "kind": FLOAT_LAYERS, **record})
+        named = frozenset(n for n in graph.graph.nodes if n.name in names)
+        if self.unsupported == "error":
+            refuse_unknown(graph, named)
+        floats = plan_islands(graph, named, infer_shapes(work))
+        for record in float_records(graph, floats, named, self.float_layers):
+            context.records.append({"pass": self.name, **record})
         return floats
 
     def _is_learned(self) -> bool:
@@ -294,25 +310,6 @@ def quantize_all_operands(
         if node not in floats and spec_of(node) is not None and not has_weight(node):
             held = node if node in parameters else next(iter(node.users), node)  # its clamp
             quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0])
-
-
-def _float_warnings(floats: FloatPlan, layers: frozenset[fx.Node]) -> list[str]:
-    """Return what the user should know about the layers left in float."""
-    found = []
-    if floats.nodes and not layers:
-        found.append("float_layers names every layer with weights: the files compute them all in float")
-    alone = [node for node in floats.alone if not is_fused_clamp(node)]
-    if alone:
-        found.append(
-            f"float_layers names {', '.join(_layers(alone))}, without weights and between int8 "
-            "layers: in int8 all the same, as inputs and output are"
-        )
-    return found
-
-
-def _layers(nodes: Iterable[fx.Node]) -> list[str]:
-    """Return where in the network nodes come from, each once."""
-    return list(dict.fromkeys(layer_name(node) for node in nodes))
 
 
 def has_weight(node: fx.Node) -> bool:

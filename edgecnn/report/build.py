@@ -13,6 +13,7 @@ from edgecnn import __version__
 from edgecnn.artifact import Artifact
 from edgecnn.graph.cost import LayerCost
 from edgecnn.model import Model
+from edgecnn.report.islands import FLOAT_ISLANDS, float_islands_text
 from edgecnn.report.numbers import percent_text
 from edgecnn.report.results import (
     AccuracyFigures,
@@ -219,6 +220,11 @@ def _warnings(parts: ReportParts, latency: LatencyReport | None) -> tuple[str, .
     """Return all that the user should know, each once, in the order it came up."""
     found = [*parts.compressed.warnings, *parts.data_warnings, *parts.parity.warnings]
     found += chance_warnings(_accuracy(parts), parts.float_model.spec.outputs[0].shape[1:2])
+    found += [
+        f"{float_islands_text(detail)}; they compute in float, which int8 does not speed up"
+        for detail in parts.details
+        if detail.get("kind") == FLOAT_ISLANDS
+    ]
     if parts.float_islands:
         first = ", ".join(parts.float_islands[:3])
         found.append(f"{len(parts.float_islands)} operators are left in float, first {first}")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from edgecnn.report.curves import Curve, Width, curves, smooth, widths
+from edgecnn.report.islands import FLOAT_ISLANDS, float_islands_text
 from edgecnn.report.numbers import count_text, percent_text, ratio_text
 from edgecnn.report.page import Block, Cell, Figure, Section, Table, TileRow, table
 from edgecnn.report.results import Report
@@ -38,6 +39,8 @@ def pruning_sections(report: Report) -> tuple[Section, ...]:
             found.append(search_section(detail))
         elif kind == FLOAT_LAYERS:
             found.append(_float_layers(detail))
+        elif kind == FLOAT_ISLANDS:
+            found.append(_float_islands(detail))
         else:
             found.append(_other(detail))
     return tuple(found)
@@ -48,6 +51,16 @@ def _float_layers(detail: Mapping[str, Any]) -> Section:
     rows = [tuple(str(layer).rstrip(")").split(" (", 1)) for layer in detail["layers"]]
     lead = f"All else computes in int8. Asked for: {', '.join(map(str, detail['asked']))}."
     return Section("Layers in float", (table(("layer", "operator"), rows, 2),), lead)
+
+
+def _float_islands(detail: Mapping[str, Any]) -> Section:
+    """Return what has no int8 form, and why each operator computes in float."""
+    rows = [
+        (*str(operator["layer"]).rstrip(")").split(" (", 1), str(operator["why"]))
+        for operator in detail["operators"]
+    ]
+    lead = f"{float_islands_text(detail)}."
+    return Section("Operators left in float", (table(("layer", "operator", "why"), rows, 3),), lead)
 
 
 def pruned_row(before: int, after: int, label: str) -> TileRow:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecnn.report.bench_results import EMULATED
+from edgecnn.report.islands import FLOAT_ISLANDS, float_islands_text
 from edgecnn.report.numbers import bytes_text, count_text, digits, percent_text
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
 from edgecnn.report.search import SEARCH, search_facts, slow_layer_facts
@@ -218,6 +219,8 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
             rows.append(["kernels", Text(str(detail["text"]), style="" if fast else "yellow")])
         elif detail.get("kind") == FLOAT_LAYERS:
             rows.append(["in float", float_layers_text(detail)])
+        elif detail.get("kind") == FLOAT_ISLANDS:
+            rows.append(["in float", Text(float_islands_text(detail), style="yellow")])
     if report.accuracy:
         rows.append(["accuracy on", f"{report.accuracy.num_samples} labelled images"])
     return _asked("Trust", rows)
