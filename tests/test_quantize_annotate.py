@@ -110,7 +110,7 @@ def test_a_sigmoid_does_not_clip_what_it_is_concatenated_with(sigmoid_first: boo
     assert float(concat.scale) > 1 / 128
     assert [op.kind for op in program.ops].count("requantize") == 1
     x = nets.images(64, 1)
-    assert float(concat.scale) * (127 - concat.zero_point) >= 0.95 * nets.outputs_of(model.graph, x)[0].max()
+    assert float(concat.scale) * (127 - concat.zero_point) >= 0.9 * nets.outputs_of(model.graph, x)[0].max()
 
 
 def test_sigmoids_alone_keep_their_parameters_through_a_concat() -> None:
