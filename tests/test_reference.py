@@ -18,7 +18,7 @@ from programs import (
 )
 
 from edgecnn.errors import UnsupportedOpError
-from edgecnn.graph.program import Array, Op, Program, QuantParams, Tensor
+from edgecnn.graph.program import FLOAT_KINDS, Array, Op, Program, QuantParams, Tensor
 from edgecnn.quantize.reference import OP_KINDS, iterate_program, run_op, run_program
 from edgecnn.quantize.reference_call import clamp_levels
 
@@ -301,7 +301,7 @@ def test_integer_ops_are_within_half_a_level_of_float(name: str) -> None:
 
 def test_samples_cover_every_op_kind() -> None:
     kinds = {op.kind for program in quantized_samples().values() for op in program.ops}
-    assert kinds | {"hard_swish", "hard_sigmoid"} == OP_KINDS  # the two that are float only
+    assert kinds | {"hard_swish", "hard_sigmoid"} | FLOAT_KINDS == OP_KINDS
 
 
 @pytest.mark.parametrize("name", SAMPLE_NAMES)
@@ -321,7 +321,7 @@ def test_quantized_sample_follows_float_sample(name: str) -> None:
 def test_ops_that_mix_float_and_quantized_tensors() -> None:
     x = np.zeros((1, 2), np.float32)
     q = np.zeros((1, 2), np.int8), per_tensor(1.0)
-    with pytest.raises(UnsupportedOpError, match="layer: op kind is 'erf', expected one of add, amax"):
+    with pytest.raises(UnsupportedOpError, match="layer: op kind is 'erf', expected one of abs, add, amax"):
         compute("erf", (x, None))
     with pytest.raises(
         UnsupportedOpError, match=r"layer \(sigmoid\): input 'x0' is float32 and the output is"
