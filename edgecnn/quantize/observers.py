@@ -269,13 +269,15 @@ class MseObserver:
     def observe(self, x: torch.Tensor) -> None:
         """Take note of a batch of values, (n, ...) or one vector."""
         images = x.detach().reshape(1 if x.dim() < 2 else len(x), -1)
-        exponents = torch.frexp(images.abs().amax(1)).exponent.clamp(min=_SMALLEST_EXPONENT)
-        if not bool(torch.isfinite(images).all()):
+        reaches = torch.maximum(images.amax(1), -images.amin(1))  # NaN or infinite where a value is
+        exponents = torch.frexp(reaches).exponent.clamp(min=_SMALLEST_EXPONENT)
+        if not bool(torch.isfinite(reaches).all()):
             exponents = torch.zeros_like(exponents)  # one histogram takes note of that
         step = _sampling_step(images.numel())
         for exponent in sorted(set(exponents.tolist())):
-            chosen = images[exponents == exponent]
-            self.histograms.setdefault(exponent, Histogram()).observe(chosen, step)
+            chosen = torch.nonzero(exponents == exponent).reshape(-1)
+            same = images if len(chosen) == len(images) else images.index_select(0, chosen)
+            self.histograms.setdefault(exponent, Histogram()).observe(same, step)
             self.num_images[exponent] = self.num_images.get(exponent, 0) + len(chosen)
 
     def range(self) -> tuple[float, float]:
