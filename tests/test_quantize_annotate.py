@@ -33,8 +33,8 @@ def slots_of(model: Model) -> Slots:
     return assign_slots(model.graph)
 
 
-def int8(model: Model) -> Program:
-    return build_program(QuantizeStatic().run(nets.prepare(model), nets.context()))
+def int8(model: Model, observer: str = "mse") -> Program:
+    return build_program(QuantizeStatic(observer).run(nets.prepare(model), nets.context()))
 
 
 def quant(program: Program, kind: str, index: int = 0) -> QuantParams:
@@ -105,12 +105,12 @@ def test_a_sigmoid_does_not_clip_what_it_is_concatenated_with(sigmoid_first: boo
         return torch.cat(parts if sigmoid_first else parts[::-1], 1)
 
     model = net(forward)
-    program = int8(model)
+    program = int8(model, "min_max")  # which itself clips nothing
     concat = quant(program, "concat")
     assert float(concat.scale) > 1 / 128
     assert [op.kind for op in program.ops].count("requantize") == 1
     x = nets.images(64, 1)
-    assert float(concat.scale) * (127 - concat.zero_point) >= 0.9 * nets.outputs_of(model.graph, x)[0].max()
+    assert float(concat.scale) * (127 - concat.zero_point) >= 0.95 * nets.outputs_of(model.graph, x)[0].max()
 
 
 def test_sigmoids_alone_keep_their_parameters_through_a_concat() -> None:
