@@ -15,7 +15,7 @@ from edgecnn.recipe import Recipe
 from edgecnn.report.results import SpeedupFigures
 from edgecnn.search import guard as guard_module
 from edgecnn.search import speed as speed_module
-from edgecnn.search.cures import quantizer_of, to_be_timed, with_float_layers, with_quantizer
+from edgecnn.search.cures import quantizer_of, to_be_timed, training, with_float_layers, with_quantizer
 from edgecnn.search.guard import Guard
 from edgecnn.search.speed import LayerTime, hasten
 from edgecnn.search.workbench import Trial
@@ -27,8 +27,9 @@ SLOW, EVEN, FAST = (SpeedupFigures(r, 0.9 * r, 1.05 * r) for r in (0.5, 1.0, 2.0
 class Bench:
     """Answers with scripted figures: first word of a change -> drop in points, an error, or a speed."""
 
-    def __init__(self, *, can_train: bool = False, **script: Any) -> None:
-        self.script, self.can_train = script, can_train
+    def __init__(self, *, can_train: bool = False, factor: Any = "refused", **script: Any) -> None:
+        self.script, self.can_train, self.may_widen = script, can_train, factor != "refused"
+        self.factor = factor
         self.trials: list[Trial] = []
         self.plans: dict[str, Plan] = {}
 
@@ -46,6 +47,10 @@ class Bench:
         self.trials.append(trial)
         self.plans[change] = plan
         return trial, SimpleNamespace()
+
+    def times_slower(self, change: str, plan: Plan) -> float | None:
+        assert change == "int16 activations" and plan == self.plans[change]
+        return self.factor  # type: ignore[no-any-return]
 
     def keep(self, trial: Trial) -> Trial:
         return trial
@@ -115,6 +120,54 @@ def test_training_comes_last_and_takes_the_place_of_layers_in_float(monkeypatch:
     step = found.plan.passes[-1]
     assert (step.name, step.observer) == ("quantize_aware_training", "mse")
     assert found.changes == ["cross-layer equalization", "quantization-aware training"]
+
+
+def test_training_keeps_layers_in_float_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers in int8 are tried first; what the recipe leaves in float stays there."""
+    script = {"otherwise": 2.0, "2": 1.0, "quantization-aware": 1.5}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, **script)
+    assert bench.tried[-2:] == [
+        "quantization-aware training",
+        "quantization-aware training, 2 layers in float: n0, n1",
+    ]
+    assert [quantizer_of(bench.plans[change]).float_layers for change in bench.tried[-2:]] == [
+        (),
+        ("n0", "n1"),
+    ]
+    assert found.changes == ["2 layers in float: l0, l1"] and not found.is_met
+
+
+def test_training_takes_the_scheme_over() -> None:
+    changes = {"float_layers": ("stem",), "split_concats": False, "unsupported": "error", "weight_bits": 7}
+    ((words, plan),) = training(with_quantizer(PLAN, changes))
+    assert words == "quantization-aware training, 1 layer in float: stem"
+    assert {name: getattr(quantizer_of(plan), name) for name in changes} == changes
+    assert quantizer_of(to_be_timed(plan)).name == "quantize_static"
+    assert {name: getattr(quantizer_of(to_be_timed(plan)), name) for name in changes} == changes
+
+
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_int16_activations_come_last(monkeypatch: pytest.MonkeyPatch, factor: float | None) -> None:
+    """Kept where nothing is timed, or no file is slower than float."""
+    script = {"otherwise": 2.0, "2": 1.0, "int16": 0.1}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, factor=factor, **script)
+    assert bench.tried[-1] == "int16 activations" and found.is_met
+    assert found.changes == ["int16 activations"], "in place of layers in float"
+    assert [step.name for step in found.plan.passes][-2:] == ["quantize_static", "widen_activations"]
+    wide = quantizer_of(found.plan)
+    assert (wide.observer, wide.weight_bits, wide.float_layers) == ("min_max", 8, ())
+
+
+def test_int16_activations_that_are_slower_than_float_are_named_and_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, _ = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=0.1, factor=83.0)
+    assert not found.is_met and found.plan == PLAN
+    assert found.advice.endswith("; int16 activations lose 0.1 points, at 83 times float's latency")
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=1.0, factor=83.0)
+    assert "int16" not in found.advice and bench.tried[-1] == "int16 activations"
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=0.1)
+    assert "int16 activations" not in bench.tried, "a latency is asked for"
 
 
 def test_a_cure_that_cannot_be_applied_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
