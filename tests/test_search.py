@@ -192,7 +192,7 @@ def run_hasten(monkeypatch: pytest.MonkeyPatch, slow: int = 3, **script: Any) ->
     bench = Bench(**script)
     times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)]
     times += [LayerTime("(runtime)", 0.1, 0.0), LayerTime("quick", 0.1, 0.3)]
-    monkeypatch.setattr(speed_module, "layer_times", lambda bench, made: times)
+    monkeypatch.setattr(speed_module, "layer_times", lambda bench, made, name: times)
     monkeypatch.setattr(
         speed_module, "layer_names", lambda model: ["l0 (a)", "l1 (b)", "l2 (c)", "quick (d)"]
     )
@@ -208,7 +208,8 @@ def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.Mo
         "2 layers in float: l0, l1",
     ]
     assert found.is_met and quantizer_of(found.plan).float_layers == ("l0", "l1")
-    assert [time.layer for time in found.slow_layers] == ["l0", "l1", "l2", "(runtime)"]
+    assert [time.layer for time in found.slow_layers["onnx"]] == ["l0", "l1", "l2", "(runtime)"]
+    assert list(found.slow_layers) == ["onnx"], "of the slow file"
 
 
 def test_where_nothing_helps_the_recipe_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
