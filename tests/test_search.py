@@ -188,7 +188,9 @@ def test_a_recipe_that_does_not_quantize_is_left_alone(monkeypatch: pytest.Monke
     assert found.plan == plan and not found.is_met and "quantize statically" in found.advice
 
 
-def run_hasten(monkeypatch: pytest.MonkeyPatch, slow: int = 3, **script: Any) -> tuple[Any, Bench]:
+def run_hasten(
+    monkeypatch: pytest.MonkeyPatch, slow: int = 3, plan: Plan = PLAN, **script: Any
+) -> tuple[Any, Bench]:
     bench = Bench(**script)
     times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)]
     times += [LayerTime("(runtime)", 0.1, 0.0), LayerTime("quick", 0.1, 0.3)]
@@ -197,7 +199,7 @@ def run_hasten(monkeypatch: pytest.MonkeyPatch, slow: int = 3, **script: Any) ->
         speed_module, "layer_names", lambda model: ["l0 (a)", "l1 (b)", "l2 (c)", "quick (d)"]
     )
     made = SimpleNamespace(activation_dtype="uint8", files={"onnx": b"", "tflite": b""}, loaded=None)
-    return hasten(bench, PLAN, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
+    return hasten(bench, plan, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
 
 
 def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +212,18 @@ def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.Mo
     assert found.is_met and quantizer_of(found.plan).float_layers == ("l0", "l1")
     assert [time.layer for time in found.slow_layers["onnx"]] == ["l0", "l1", "l2", "(runtime)"]
     assert list(found.slow_layers) == ["onnx"], "of the slow file"
+
+
+def test_a_slow_file_that_was_trained_is_trained_again_with_layers_in_float(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = Plan(Recipe.load("qat_wi8_ai8").passes)
+    script = {"otherwise": SLOW, "1": SpeedupFigures(1.3, 1.2, 1.4)}
+    found, _ = run_hasten(monkeypatch, plan=trained, **script)
+    step = found.plan.passes[-1]
+    assert found.is_met and (step.name, step.float_layers) == ("quantize_aware_training", ("l0",))
+    timed = quantizer_of(to_be_timed(found.plan))
+    assert (timed.name, timed.float_layers, timed.num_samples) == ("quantize_static", ("l0",), 16)
 
 
 def test_where_nothing_helps_the_recipe_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
