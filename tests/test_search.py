@@ -163,7 +163,7 @@ def test_int16_activations_that_are_slower_than_float_are_named_and_not_taken(
 ) -> None:
     found, _ = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=0.1, factor=83.0)
     assert not found.is_met and found.plan == PLAN
-    assert found.advice.endswith("; int16 activations lose 0.1 points, at 83 times float's latency")
+    assert found.advice.endswith("; int16 activations lose 0.1 points, at a latency 83 times float's")
     found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=1.0, factor=83.0)
     assert "int16" not in found.advice and bench.tried[-1] == "int16 activations"
     found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=0.1)

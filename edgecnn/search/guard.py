@@ -175,8 +175,8 @@ class Guard:
                 self._accept(trial, made, (words, plan))
                 self._found.changes = [*changes, words]
             else:
-                lost = f"{loss_of(trial):.3g} points, at {factor:.2g} times float's latency"
-                self._wide = f"; {words} lose {lost}"
+                latency = f"{factor:.2g} times float's" if math.isfinite(factor) else "too long to be timed"
+                self._wide = f"; {words} lose {loss_of(trial):.3g} points, at a latency {latency}"
 
     def _points(self) -> list[tuple[list[LayerNoise], float]]:
         """Return lists of layers to leave in float, each with its share of the MACs, the shortest first."""
