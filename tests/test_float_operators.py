@@ -160,6 +160,12 @@ def test_layer_norm_and_gelu_are_nodes_of_opset_20() -> None:
     assert (kinds.count("LayerNormalization"), kinds.count("Gelu"), kinds.count("Erf")) == (1, 1, 0)
 
 
+def test_a_target_with_an_older_runtime_gets_the_parts() -> None:
+    program = build_program(normed())
+    for newest, opset in ((19, 13), (20, 20), (26, 20)):
+        assert to_onnx(program, OnnxOptions(max_opset=newest)).opset_import[0].version == opset
+
+
 def test_layer_norm_of_opset_13_is_fused_in_onnx_runtime(tmp_path: Any) -> None:
     """The nodes written for opset 13 are those that the runtime knows (1.31: all but the mean), GELU too."""
     program = build_program(normed())

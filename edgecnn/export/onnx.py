@@ -60,6 +60,7 @@ class OnnxOptions:
         debug_outputs: Program tensors that the file also gives out, quantized ones as raw integers in
             `activation_dtype`.
         align: widen channels of a uint8 file to what ONNX Runtime's kernels on x86 work in.
+        max_opset: newest that the target's ONNX Runtime reads; None for any.
 
     Raises:
         ExportError: a value that is not one of those above.
@@ -71,6 +72,7 @@ class OnnxOptions:
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     debug_outputs: tuple[str, ...] = ()
     align: bool = True
+    max_opset: int | None = None
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in ("uint8", "int8"):
@@ -128,9 +130,15 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
 
 def _opset(program: Program, options: OnnxOptions) -> int:
     """Return the opset asked for, or the oldest that serves the network; at least 21 for 16 bits."""
+    newest = options.max_opset or MAX_OPSET
     if program.activation_bits == 16:
+        if newest < INT16_OPSET:
+            raise ExportError(
+                f"the target's ONNX Runtime reads opset {newest}, 16-bit activations need {INT16_OPSET}",
+                hint="update onnxruntime on the device to 1.18, or leave ONNX out with --format tflite",
+            )
         return max(options.opset or MIN_OPSET, INT16_OPSET)
-    fused = any(op.kind in FUSED_KINDS for op in program.ops)
+    fused = newest >= FUSED_OPSET and any(op.kind in FUSED_KINDS for op in program.ops)
     return options.opset or (FUSED_OPSET if fused else MIN_OPSET)
 
 
