@@ -66,7 +66,11 @@ def avoid_slower(maker: Maker, prepared: Prepared, plan: Plan, made: Made, repor
         "is_met": found.is_met,
         "changes": found.changes,
         "advice": "" if found.is_met else "the float or fp16 file is the faster one on this machine",
-        "slow_layers": [time.to_dict() for time in found.slow_layers[:MAX_NAMED]],
+        "slow_layers": [
+            {"format": name, **time.to_dict()}
+            for name, times in found.slow_layers.items()
+            for time in times[:MAX_NAMED]
+        ],
     }
     return Found(found.plan, [_detail(bench, detail)])
 
