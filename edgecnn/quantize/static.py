@@ -43,6 +43,7 @@ from edgecnn.quantize.islands import (
     refuse_unknown,
     unknown_operators,
 )
+from edgecnn.quantize.leaky_relu import write_slopes
 from edgecnn.quantize.lockstep import affordable_images
 from edgecnn.quantize.observers import OBSERVERS, make_observer
 from edgecnn.quantize.parameters import activation_parameters
@@ -273,6 +274,7 @@ class QuantizeStatic:
         """
         graph, slots, parameters = calibrated.model.graph, calibrated.slots, calibrated.parameters
         given = scales or {}
+        write_slopes(graph, slots, parameters)
         for node in [node for node in graph.graph.nodes if node in calibrated.layers]:
             mean = calibrated.statistics.input_means.get(node)
             x_scale = parameters[held_input(slots, node)][0]
