@@ -47,7 +47,9 @@ def eight_bits(x: QuantParams, y: QuantParams, slope: float) -> Array:
 
 
 @pytest.mark.parametrize("slope", [0.01, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9, -0.3])
-@pytest.mark.parametrize(("scale_y", "zero_x", "zero_y"), [(0.02, 0, -90), (0.013, -20, -110), (0.007, 127, 100)])
+@pytest.mark.parametrize(
+    ("scale_y", "zero_x", "zero_y"), [(0.02, 0, -90), (0.013, -20, -110), (0.007, 127, 100)]
+)
 def test_all_256_levels_in_both_runtimes(slope: float, scale_y: float, zero_x: int, zero_y: int) -> None:
     scale_x = 0.02
     chosen = leaky_output_scale(scale_x, scale_y, slope)
@@ -99,11 +101,18 @@ def test_both_files_are_the_reference_bit_for_bit_around_additions() -> None:
     feeds = {program.inputs[0]: x}
     expected = run_program(program, feeds)
     found = [TfliteSession(to_tflite(program)).run(feeds)]
-    found += [onnx_session.run(to_onnx(program, OnnxOptions(activation_dtype=t)), feeds) for t in ("uint8", "int8")]
+    found += [
+        onnx_session.run(to_onnx(program, OnnxOptions(activation_dtype=t)), feeds) for t in ("uint8", "int8")
+    ]
     for values in found:
         for public, value in expected.items():
             np.testing.assert_array_equal(values[public], value)
     slopes = [op.attributes["negative_slope"] for op in program.ops if op.kind == "leaky_relu"]
     assert slopes == pytest.approx([0.1, 0.3, 0.1, 0.2], abs=0.002)
     wide = build_program(WidenActivations().run(quantized, nets.context()))
-    assert [op.attributes["negative_slope"] for op in wide.ops if op.kind == "leaky_relu"] == [0.1, 0.3, 0.1, 0.2]
+    assert [op.attributes["negative_slope"] for op in wide.ops if op.kind == "leaky_relu"] == [
+        0.1,
+        0.3,
+        0.1,
+        0.2,
+    ]

@@ -1,18 +1,18 @@
 """Scales and slopes for which both runtimes compute the same leaky ReLU.
 
-    y_q = floor((k_p d + 128) / 256) + z_y   where d >= 0      k_p = round(256 s_x / s_y)
-    y_q = floor((k_n d + 128) / 256) + z_y   elsewhere         k_n = round(256 slope s_x / s_y)      d = x_q - z_x
+    y_q = floor((k_p d + 128) / 256) + z_y   where d = x_q - z_x >= 0      k_p = round(256 s_x / s_y)
+    y_q = floor((k_n d + 128) / 256) + z_y   elsewhere                     k_n = round(256 slope s_x / s_y)
 
-is XNNPACK's: the ratios have 8 bits, and half-way goes up. ONNX Runtime and the reference look up a table that
-is computed in float and rounded half to even. With
+is XNNPACK's: the ratios have 8 bits, and half-way goes up. ONNX Runtime and the reference look up a table
+that is computed in float and rounded half to even. With
 
     s_x / s_y = k_p / 256 (1 + e)      slope' = (k_n - e |k_n|) / (256 s_x / s_y)      e = 2^-18
 
-XNNPACK finds the same k_p and k_n, and in float every tie is moved up by more than float32 rounds, while no other
-value, at least 1/256 away from a tie, passes one: 255 e < 1/256. All compute the same integers.
+XNNPACK finds the same k_p and k_n, and in float every tie is moved up by more than float32 rounds, while no
+other value, at least 1/256 away from a tie, passes one: 255 e < 1/256. All compute the same integers.
 
-The slope moves by at most half a 256th of an output step per input step, as it did in XNNPACK before; k_p is the one
-of the largest 2.5 % that moves it least (25 / 250 for 0.1).
+The slope moves by at most half a 256th of an output step per input step, as it did in XNNPACK before; k_p is
+the one of the largest 2.5 % that moves it least (25 / 250 for 0.1).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def leaky_output_scale(scale_x: float, scale_y: float, slope: float, *, nearest:
     """Return a scale from `scale_y` to 2.5 % above it, or the nearest, at which s_x / s_y is k_p / 256.
 
     Example: at 250 / 256 a slope of 0.1 is 25 / 256.
-        >>> round(256.0 / leaky_output_scale(1.0, 1.0, 0.1), 2), round(256.0 / leaky_output_scale(1.0, 1.0, 0.2), 2)
-        (250.0, 255.0)
+        >>> [round(256.0 / leaky_output_scale(1.0, 1.0, slope), 2) for slope in (0.1, 0.2)]
+        [250.0, 255.0]
     """
     most = STEPS * scale_x / scale_y
     largest = max(round(most) if nearest else math.floor(most * (1.0 + 1e-6)), 1)
@@ -86,7 +86,12 @@ def exact_slope(scale_x: float, scale_y: float, slope: float) -> float:
 
 
 def fit_outputs(
-    slots: Slots, by_root: dict[fx.Node, tuple[float, int]], final: set[fx.Node], node: fx.Node, *, nearest: bool
+    slots: Slots,
+    by_root: dict[fx.Node, tuple[float, int]],
+    final: set[fx.Node],
+    node: fx.Node,
+    *,
+    nearest: bool,
 ) -> None:
     """Fit the scale of a leaky ReLU's output, where it is free, to its input's."""
     y, x = slots.root(node), _input_root(slots, node)
@@ -98,7 +103,12 @@ def fit_outputs(
 
 
 def fit_inputs(
-    slots: Slots, by_root: dict[fx.Node, tuple[float, int]], final: set[fx.Node], node: fx.Node, *, nearest: bool
+    slots: Slots,
+    by_root: dict[fx.Node, tuple[float, int]],
+    final: set[fx.Node],
+    node: fx.Node,
+    *,
+    nearest: bool,
 ) -> None:
     """Fit the scale of a leaky ReLU's input to its output's, where that is bound by what reads it."""
     y, x = slots.root(node), _input_root(slots, node)
@@ -109,7 +119,9 @@ def fit_inputs(
     final.add(x)
 
 
-def write_slopes(graph: fx.GraphModule, slots: Slots, parameters: Mapping[fx.Node, tuple[float, int]]) -> None:
+def write_slopes(
+    graph: fx.GraphModule, slots: Slots, parameters: Mapping[fx.Node, tuple[float, int]]
+) -> None:
     """Give every leaky ReLU that is computed in int8 the slope that both runtimes hold.
 
     Args:
