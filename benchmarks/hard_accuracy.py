@@ -32,8 +32,8 @@ import onnxruntime
 
 import edgecnn
 from benchmarks import runs
-from benchmarks.cifar_jpeg import DATA, open_jpeg_cifar
-from benchmarks.hard_nets import MEAN, NETS, SIDE, STD, trained
+from benchmarks.cifar_jpeg import open_jpeg_cifar
+from benchmarks.hard_nets import MEAN, NETS, SIDE, STD, argument_parser, trained
 from benchmarks.hard_peers import FILES as PEERS
 from edgecnn.data import Dataset, split_indices
 from edgecnn.devices.capability import activation_dtype_for
@@ -290,18 +290,12 @@ def table(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("networks", nargs="*", default=list(NETS))
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser = argument_parser(__doc__)
     parser.add_argument("--out", type=Path, help="rows, by default hard.jsonl in the cache")
     parser.add_argument(
         "--peers-python", help="interpreter with the peers; without it their rows are left out"
     )
     parser.add_argument("--rows", nargs="+", default=[], help="only rows whose name holds one of these")
-    parser.add_argument("--epochs", type=float, help="of training, instead of each network's own number")
     parser.add_argument("--table", action="store_true", help="print what there is")
     arguments = parser.parse_args()
     out = arguments.out or arguments.cache / "hard.jsonl"

@@ -148,15 +148,20 @@ def trained(name: str, cache: Path, data: Path = DATA, epochs: float | None = No
     return path
 
 
-def main() -> None:
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what the commands on these networks have in common."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="*", default=list(NETS))
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, help="instead of each network's own number")
-    arguments = parser.parse_args()
+    parser.add_argument("--epochs", type=float, help="of training, instead of each network's own number")
+    return parser
+
+
+def main() -> None:
+    arguments = argument_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     for name in arguments.networks:
         print(trained(name, arguments.cache, arguments.data, arguments.epochs), flush=True)

@@ -6,6 +6,7 @@
 Everybody calibrates on the same 64 images; the SQNR is against edgecnn's float ONNX file on 16 others. A
 ratio above 1 is faster than edgecnn's float file of the same format in the same run; the float files of
 torch.onnx.export and litert-torch stand beside it to show that this baseline is not a slow one.
+ai-edge-quantizer's file reads int8, edgecnn's reads float unless `--io int8` is given: both are timed.
 
 Files are made in processes of their own and kept in the cache, so that timing can be repeated alone. A peer
 that fails on a network is left out of its table, with its message.
@@ -19,11 +20,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nets
 import numpy as np
+import numpy.typing as npt
 import peers
 
 from edgecnn.data import open_dataset
@@ -54,6 +57,7 @@ FILES = {
     "tflite": {
         "edgecnn_float": "float/model.tflite",
         "edgecnn_int8": "int8/model.tflite",
+        "edgecnn_int8_io": "int8_io/model.tflite",
         "litert_float": peers.FILES["litert_float"],
         "aeq_int8": peers.FILES["aeq_int8"],
     },
@@ -63,6 +67,7 @@ BASELINE = "edgecnn_float"
 LABELS = {
     "edgecnn_float": "edgecnn float",
     "edgecnn_int8": "edgecnn int8",
+    "edgecnn_int8_io": "edgecnn int8, --io int8",
     "torch_float": "torch.onnx.export float",
     "ort_int8": "quantize_static u8s8",
     "nncf_int8": "NNCF",
@@ -93,6 +98,8 @@ def make_ours(name: str, folder: Path) -> None:
         stage_file(
             write_model(float_program, kind, model.spec, FileOptions()), folder / "float", model, "float"
         )
+    as_peers = write_model(program, "tflite", model.spec, FileOptions(io="int8"))
+    stage_file(as_peers, folder / "int8_io", model, recipe.name)
 
 
 def make_files(name: str, folder: Path, peers_python: str) -> None:
@@ -186,12 +193,18 @@ def describe_files(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         described[kind] = {
             key: {
                 "size_bytes": (folder / path).stat().st_size,
-                "sqnr_db": sqnr_db(reference, next(iter(outputs[kind][key].values()))),
+                "sqnr_db": sqnr_db(reference, in_layout_of(reference, outputs[kind][key])),
                 **count(folder / path),
             }
             for key, path in files.items()
         }
     return described
+
+
+def in_layout_of(reference: npt.NDArray[Any], outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return a file's first output; litert-torch's maps are NCHW, where TFLite's are taken for NHWC."""
+    value = next(iter(outputs.values()))
+    return value if value.shape == reference.shape else np.moveaxis(value, 1, -1)
 
 
 def time_files(folder: Path, kind: str, threads: int, runs: int) -> dict[str, Any]:

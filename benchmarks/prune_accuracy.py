@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -263,40 +262,17 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cache = Path(tempfile.gettempdir()) / "edgecnn-cifar"
-    parser.add_argument("--out", type=Path, default=cache / "prune_accuracy.jsonl")
-    parser.add_argument("--cache", type=Path, default=cache, help="decoded images and tuned teachers")
+    parser = runs.argument_parser(__doc__, "prune_accuracy.jsonl", epochs=4.0)
     parser.add_argument("--net", nargs="+", default=["resnet56", "resnet20"], choices=[*WEIGHTS])
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--macs", nargs="+", type=float, default=[2.1, 4.0], help="times fewer MACs")
     parser.add_argument("--distill", nargs="+", default=["none", "original"], choices=TEACHERS)
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--seed", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--train-images", type=int, default=50_000)
-    parser.add_argument("--test-images", type=int, default=5_000)
-    parser.add_argument("--list", action="store_true", help="only say which runs are left")
-    parser.add_argument("--table", action="store_true", help="only print the table")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         torch.set_num_threads(arguments.threads)
         print(json.dumps(run(Job(**json.loads(arguments.job)), arguments.cache)))
         return
-    chosen = [asdict(job) for job in jobs(arguments)]
-    if arguments.list:
-        print(*[json.dumps(job) for job in chosen if not runs.is_in(job, runs.read(arguments.out))], sep="\n")
-    elif arguments.table:
-        table(runs.read(arguments.out))
-    else:
-        table(
-            runs.run_all(
-                "benchmarks.prune_accuracy", chosen, arguments.out, arguments.cache, arguments.threads
-            )
-        )
+    runs.carry_out("benchmarks.prune_accuracy", arguments, [asdict(job) for job in jobs(arguments)], table)
 
 
 if __name__ == "__main__":

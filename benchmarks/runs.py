@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,43 @@ def run_all(
             flush=True,
         )
     return read(out)
+
+
+def argument_parser(description: str | None, file_name: str, epochs: float) -> argparse.ArgumentParser:
+    """Return a parser of what training benchmarks have in common.
+
+    Args:
+        description: the module's.
+        file_name: of the rows, in the cache.
+        epochs: by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cache = Path(tempfile.gettempdir()) / "edgecnn-cifar"
+    parser.add_argument("--out", type=Path, default=cache / file_name)
+    parser.add_argument("--cache", type=Path, default=cache, help="decoded images and tuned teachers")
+    parser.add_argument("--epochs", type=float, default=epochs)
+    parser.add_argument("--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--train-images", type=int, default=50_000)
+    parser.add_argument("--test-images", type=int, default=5_000)
+    parser.add_argument("--list", action="store_true", help="only say which runs are left")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    return parser
+
+
+def carry_out(
+    module: str,
+    arguments: argparse.Namespace,
+    jobs: Sequence[Mapping[str, Any]],
+    table: Callable[[Sequence[dict[str, Any]]], None],
+) -> None:
+    """List, tabulate or run the jobs, as the arguments of `argument_parser` say."""
+    if arguments.list:
+        print(*[json.dumps(job) for job in jobs if not is_in(job, read(arguments.out))], sep="\n")
+    elif arguments.table:
+        table(read(arguments.out))
+    else:
+        table(run_all(module, jobs, arguments.out, arguments.cache, arguments.threads))

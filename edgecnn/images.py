@@ -212,6 +212,18 @@ def open_images(model: Model, source: Any) -> Dataset:
     return _SkippingUnlabelled(opened) if isinstance(opened, SkippingDataset) else _Unlabelled(opened)
 
 
+def open_or_make_up(model: Model, source: Any, wanted: int, progress: Progress) -> Dataset:
+    """Open a source, or make `wanted` images up from the network where there is none."""
+    if source is not None:
+        return open_images(model, source)
+    from edgecnn.data.synthetic import distill_images
+
+    progress.start("no data given: make images up from the network", None)
+    dataset: Dataset = distill_images(model, wanted, 0, lambda *_: None)
+    progress.finish()
+    return dataset
+
+
 def _most(dataset: Dataset) -> int:
     return MAX_EVALUATED if dataset.labels is not None else MAX_EVALUATED_UNLABELLED
 

@@ -133,7 +133,7 @@ class Maker:
         program = build_program(compressed)
         compressed = compressed.with_warning(*float_layers(program, self.options.formats))
         dtype = activation_dtype_for(self.device.isa)
-        chosen = FileOptions(self.options.io, dtype, plan.align)
+        chosen = FileOptions(self.options.io, dtype, plan.align, self.device.max_opset)
         spec = prepared.loaded.spec
         made = Made(
             loaded=prepared.loaded,

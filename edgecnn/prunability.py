@@ -21,7 +21,7 @@ from edgecnn.export.parity import sqnr_db
 from edgecnn.graph.channels import Coupling, Group, couple_channels, macs_and_params
 from edgecnn.graph.nodes import copy_graph
 from edgecnn.graph.program import Array
-from edgecnn.images import open_images
+from edgecnn.images import open_or_make_up
 from edgecnn.load import LoadOptions, load_model
 from edgecnn.model import Model
 from edgecnn.pipeline import Progress, SilentProgress
@@ -95,7 +95,7 @@ def inspect_sensitivity(
     progress.start("load and export the graph", None)
     model, coupling = _load(source, options)
     progress.finish()
-    dataset = _images(model, data, progress)
+    dataset = open_or_make_up(model, data, MADE_UP, progress)
     groups = cuttable(coupling)
     trials = 1 + len(groups) * len(SHARES)
     macs = max(sum(layer.macs for layer in coupling.layers), 1)
@@ -113,18 +113,6 @@ def _load(source: Any, options: LoadOptions | None) -> tuple[Model, Coupling]:
     model = load_model(source, options or LoadOptions())
     refuse_quantized(model)
     return model, couple_channels(model)
-
-
-def _images(model: Model, data: Any, progress: Progress) -> Dataset:
-    """Open the data, or make a few images up."""
-    if data is not None:
-        return open_images(model, data)
-    from edgecnn.data.synthetic import distill_images
-
-    progress.start("no data given: make images up from the network", None)
-    dataset: Dataset = distill_images(model, MADE_UP, 0, lambda *_: None)
-    progress.finish()
-    return dataset
 
 
 def _describe(model: Model, coupling: Coupling) -> dict[str, Any]:

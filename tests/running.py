@@ -30,6 +30,12 @@ PathFinder.find_spec = classmethod(
 """A sitecustomize that lets packages seem not to be installed."""
 
 
+def small(network: str) -> list[str]:
+    """Return the arguments that compress one of `small_networks` on few images."""
+    source = [f"small_networks:{network}", "--input-shape", "3x16x16"]
+    return [*source, "--preprocess", "unit", "--num-samples", "16"]
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", PROGRAM, *map(str, arguments)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -23,21 +22,10 @@ from edgecnn.cli.main import main
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 
+pytestmark = pytest.mark.usefixtures("latency_costs_nothing")
+
 Captured = pytest.CaptureFixture[str]
-SMALL = [
-    "small_networks:classifier",
-    "--input-shape",
-    "3x16x16",
-    "--preprocess",
-    "unit",
-    "--num-samples",
-    "16",
-]
-
-
-@pytest.fixture(autouse=True)
-def _latency_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
+SMALL = running.small("classifier")
 
 
 def write_images(folder: Path, sizes: list[tuple[int, int]]) -> Path:

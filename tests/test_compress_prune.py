@@ -26,15 +26,12 @@ from edgecnn.load import load_model
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 
+pytestmark = pytest.mark.usefixtures("latency_costs_nothing")
+
 Captured = pytest.CaptureFixture[str]
-SMALL = ["small_networks:deep", "--input-shape", "3x16x16", "--preprocess", "unit", "--num-samples", "16"]
+SMALL = running.small("deep")
 DATA = ["--data", "small_networks:images"]
 BRIEF = ["--epochs", "1", "--batch-size", "8"]
-
-
-@pytest.fixture(autouse=True)
-def _latency_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
 
 
 def compress(out: Path, capsys: Captured, *arguments: str) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,12 @@ from running import RESULTS, names
 from edgecnn.cli.main import main
 from edgecnn.report import Report
 
+pytestmark = pytest.mark.usefixtures("latency_costs_nothing")
+
 Captured = pytest.CaptureFixture[str]
-SMALL = ["small_networks:deep", "--input-shape", "3x16x16", "--preprocess", "unit", "--num-samples", "16"]
+SMALL = running.small("deep")
 DATA = ["--data", "small_networks:images"]
 BRIEF = ["--epochs", "1", "--batch-size", "8"]
-
-
-@pytest.fixture(autouse=True)
-def _latency_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
 
 
 def test_one_command_trains_and_proves(tmp_path: Path, capsys: Captured) -> None:

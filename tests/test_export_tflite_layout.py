@@ -119,9 +119,44 @@ def test_int8_joins_of_many_tensors_take_five_at_a_time(count: int, joins: list[
     assert found == joins
 
 
-def test_channel_shuffle_is_reshape_transpose_reshape_in_nhwc() -> None:
-    session = TfliteSession(to_tflite(float_sample("channel_shuffle")))
-    assert session.operators() == ["RESHAPE", "TRANSPOSE", "RESHAPE", "CONV_2D"]
+def shuffled(groups: int, channels: int) -> Make:
+    """Return a shuffle of (groups, channels), then a convolution."""
+
+    def build(b: ProgramBuilder, x: str) -> str:
+        split = b.op("reshape", b.conv2d(x, groups * channels, 1), shape=(BATCH, groups, channels, 9, 7))
+        swapped = b.op("transpose", split, perm=(0, 2, 1, 3, 4))
+        return b.conv2d(b.op("reshape", swapped, shape=(BATCH, groups * channels, 9, 7)), 4, 1)
+
+    return build
+
+
+MOVED_ONCE = ["RESHAPE", "TRANSPOSE", "RESHAPE"]
+MOVED_TWICE = ["RESHAPE", "TRANSPOSE", "RESHAPE", "TRANSPOSE", "RESHAPE"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "moves"),
+    [
+        (2, 3, MOVED_TWICE),
+        (4, 5, MOVED_TWICE),
+        (3, 2, MOVED_ONCE),
+        (2, 2, MOVED_ONCE),
+        (5, 6, MOVED_ONCE),
+    ],
+)
+def test_a_shuffle_of_few_groups_moves_rows_of_pixels(groups: int, channels: int, moves: list[str]) -> None:
+    program = make(shuffled(groups, channels))
+    file = to_tflite(program)
+    assert TfliteSession(file).operators() == ["CONV_2D", *moves, "CONV_2D"]
+    assert TfliteSession(file).num_delegates() == 1
+    assert difference(program, file, 2) < 1e-5
+
+
+def test_a_shuffle_in_int8_computes_the_same_integers() -> None:
+    program = quantize_program(make(shuffled(5, 6)))
+    file = to_tflite(program)
+    assert TfliteSession(file).operators().count("TRANSPOSE") == 2
+    assert difference(program, file, 2) == 0.0
 
 
 def test_flatten_before_linear_goes_into_the_weight() -> None:

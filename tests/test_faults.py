@@ -33,23 +33,12 @@ from edgecnn.cli.main import main
 from edgecnn.compress import CompressOptions
 from edgecnn.errors import EdgeCNNError, OutputError, ParityError, RunnerError
 
+pytestmark = pytest.mark.usefixtures("latency_costs_nothing")
+
 Captured = pytest.CaptureFixture[str]
-SMALL = [
-    "small_networks:classifier",
-    "--input-shape",
-    "3x16x16",
-    "--preprocess",
-    "unit",
-    "--num-samples",
-    "16",
-]
+SMALL = running.small("classifier")
 LOAD = edgecnn.LoadOptions(input_shape=small_networks.SIZE, preprocess="unit")
 FAST = CompressOptions(load=LOAD, num_samples=16, measure=False)
-
-
-@pytest.fixture(autouse=True)
-def _latency_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("edgecnn.judgement"), "measure_latency", running.latency)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_a_recipe_with_a_misspelt_layer(tmp_path: Path, examples_dir: Path) -> N
 
 @pytest.mark.parametrize("name", ["residual", "se_conv", "splits", "mixed_concat", "inception", "hard_swish"])
 def test_the_simulation_is_what_a_network_quantized_so_gives(name: str) -> None:
-    """Scales next to float layers may differ, so that single roundings do: by less than the noise."""
+    """Its scales too, which follow from what computes in float; a bias in other steps is all that is left."""
     model, full, x = nets.folded(name), nets.quantized(name), nets.held_out(16)
     graph, expected = MixedGraph(full.graph, model.graph), nets.outputs_of(model.graph, x)[0]
     names = layer_names(model)
@@ -190,7 +190,7 @@ def test_the_simulation_is_what_a_network_quantized_so_gives(name: str) -> None:
         if layers == tuple(names):
             np.testing.assert_allclose(first, found, atol=1e-5)
         else:
-            assert sqnr_db(expected, first) == pytest.approx(noise, abs=2.0)
+            assert sqnr_db(expected, first) == pytest.approx(noise, abs=0.1)
 
 
 def test_inspect_says_which_layers_to_leave(examples_dir: Path) -> None:

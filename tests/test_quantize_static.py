@@ -20,8 +20,8 @@ from edgecnn.pipeline import PassContext
 from edgecnn.quantize.reference import run_program
 from edgecnn.quantize.static import QuantizeStatic
 
-ONE_STEP_IN_LITERT = {"leaky_relu", "pools", "ceil_pools"}
-"""LiteRT's leaky_relu and average-pool kernels round in their own way, by at most one step."""
+ONE_STEP_IN_LITERT = {"pools", "ceil_pools"}
+"""LiteRT's average-pool kernels round in their own way, by at most one step."""
 
 LEAST_SQNR_DB = 25.0
 

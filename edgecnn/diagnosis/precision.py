@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn.data import Dataset
 from edgecnn.graph.build import build_program
 from edgecnn.graph.cost import layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
-from edgecnn.images import open_images
+from edgecnn.images import open_or_make_up
 from edgecnn.load import LoadOptions, load_model
 from edgecnn.lower.activations import DecomposeActivations
 from edgecnn.lower.averages import AveragesToConvolutions
@@ -60,7 +59,7 @@ def inspect_precision(
     started, progress = time.perf_counter(), progress or SilentProgress()
     model = load_model(source, options or LoadOptions())
     refuse_quantized(model)
-    dataset = _dataset(model, data, progress)
+    dataset = open_or_make_up(model, data, MADE_UP, progress)
     folded = _prepared(model)
     order = [int(i) for i in np.random.default_rng(0).permutation(len(dataset))]
     judged = order[: _affordable(folded)]
@@ -80,18 +79,6 @@ def inspect_precision(
         "points": [{**point, "layers": [called[n] for n in point["float_layers"]]} for point in points],
         "seconds": time.perf_counter() - started,
     }
-
-
-def _dataset(model: Model, data: Any, progress: Progress) -> Dataset:
-    """Open the data, or make a few images up."""
-    if data is not None:
-        return open_images(model, data)
-    from edgecnn.data.synthetic import distill_images
-
-    progress.start("no data given: make images up from the network", None)
-    dataset: Dataset = distill_images(model, MADE_UP, 0, lambda *_: None)
-    progress.finish()
-    return dataset
 
 
 def _prepared(model: Model) -> Model:

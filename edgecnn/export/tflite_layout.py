@@ -7,8 +7,8 @@ A transpose then costs nothing, as it only renames the dimensions of what is sto
 A reshape from dimensions I to dimensions O is taken apart into factors, the finest division of which both are
 made by joining neighbours: (c, h, w) -> (g, c/g, h, w) has the factors g, c/g, h, w. The stored order of I
 gives a stored order of the factors; if those of each dimension of O lie side by side in it, a RESHAPE is
-enough, else one TRANSPOSE of factors must come first. So the channel shuffle of ShuffleNet becomes RESHAPE,
-TRANSPOSE, RESHAPE in NHWC, and a flatten of 1x1 images a single RESHAPE.
+enough, else one TRANSPOSE of factors must come first, or two for a channel shuffle, which is faster. So a
+flatten of 1x1 images becomes a single RESHAPE.
 """
 
 from __future__ import annotations

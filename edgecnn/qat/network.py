@@ -26,6 +26,7 @@ from edgecnn.qat.fake_quantize import fake_quantize, fake_quantize_bias, gradien
 from edgecnn.quantize.annotate import spec_of
 from edgecnn.quantize.columns import layer_groups
 from edgecnn.quantize.constants import layer_scales
+from edgecnn.quantize.leaky_relu import write_slopes
 from edgecnn.quantize.static import (
     Calibrated,
     QuantizeStatic,
@@ -156,6 +157,7 @@ def make_fake_quantized(
     graph = copy_graph(calibrated.model.graph)
     made = FakeQuantized(calibrated.model.with_graph(graph), calibrated, learn_scales)
     builder = _Builder(graph, made, step, scales or {})
+    write_slopes(graph, calibrated.slots, calibrated.parameters)
     builder.add_slot_scales()
     for layer in calibrated.model.graph.graph.nodes:
         if layer in calibrated.layers:

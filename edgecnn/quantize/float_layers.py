@@ -125,7 +125,7 @@ def plan_float(graph: fx.GraphModule, named: frozenset[fx.Node]) -> FloatPlan:
     to_float: set[fx.Node] = set()
     for node in reversed(nodes):
         wanted = any(u.op == "output" or u in named or (u in movers and u in to_float) for u in node.users)
-        if wanted or (_shrinks(node) and node.all_input_nodes[0].op != "placeholder"):
+        if wanted or (shrinks(node) and node.all_input_nodes[0].op != "placeholder"):
             to_float.add(node)
     between = {node for node in movers if node in from_float and node in to_float}
     for node in nodes:  # a piece of a value is in float if the value is
@@ -148,7 +148,7 @@ def _is_mover(node: fx.Node) -> bool:
     return spec is not None and spec.holds is Holds.SHARED
 
 
-def _shrinks(node: fx.Node) -> bool:
+def shrinks(node: fx.Node) -> bool:
     """Whether a node is a max pool that leaves fewer values."""
     if node.target not in (aten.max_pool2d.default, aten.max_pool2d_with_indices.default):
         return False

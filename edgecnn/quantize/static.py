@@ -33,7 +33,7 @@ from edgecnn.quantize.bias import batch_norm_means, correct_in_order
 from edgecnn.quantize.calibrate import Statistics, calibrate, calibration_batches
 from edgecnn.quantize.concats import apart_text, concats_far_apart
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
-from edgecnn.quantize.float_layers import FloatPlan, match_layers, plan_float
+from edgecnn.quantize.float_layers import FloatPlan, match_layers, plan_float, shrinks
 from edgecnn.quantize.islands import (
     FLOAT_LAYERS,
     float_records,
@@ -43,14 +43,13 @@ from edgecnn.quantize.islands import (
     refuse_unknown,
     unknown_operators,
 )
+from edgecnn.quantize.leaky_relu import write_slopes
 from edgecnn.quantize.lockstep import affordable_images
 from edgecnn.quantize.observers import OBSERVERS, make_observer
-from edgecnn.quantize.parameters import activation_parameters
 from edgecnn.quantize.scheme import Holds
-from edgecnn.quantize.ties import remove_ties
+from edgecnn.quantize.slot_parameters import Parameters, Ranges, keep_ranges, slot_parameters
 
 qd = torch.ops.quantized_decomposed
-Parameters = dict[fx.Node, tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,13 @@ class Calibrated:
     def parameters(self) -> Parameters:
         """(scale, zero_point) of every value that has a slot."""
         return {node: self.by_root[self.slots.root(node)] for node in self.slots.parent}
+
+    @property
+    def ranges(self) -> Ranges:
+        """What was seen, by the names of nodes."""
+        floats = frozenset(node.name for node in self.slots.floats.nodes)
+        counts = {node.name: count for node, count in self.mean_counts.items()}
+        return Ranges({n.name: seen for n, seen in self.statistics.ranges.items()}, counts, floats)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -175,6 +181,7 @@ class QuantizeStatic:
         work = calibrated.model
         float_model = work.with_graph(copy_graph(work.graph)) if self._is_learned() else work
         quantized = work.with_graph(self.write(calibrated))
+        keep_ranges(quantized.graph, calibrated.ranges)
         if self._is_learned():
             quantized = self._learn(float_model, quantized, context)
         return quantized.with_warning(*calibrated.warnings)
@@ -191,7 +198,8 @@ class QuantizeStatic:
         floats = self._plan(model, work, context)
         slots = assign_slots(work.graph, floats)
         layers = frozenset(n for n in work.graph.graph.nodes if has_weight(n) and n not in floats.nodes)
-        observers = {node: make_observer(self.observer) for node in slots.sources}
+        observed = [*slots.sources, *(n for n in slots.held if shrinks(n) and n not in slots.sources)]
+        observers = {node: make_observer(self.observer) for node in observed}
         statistics = Statistics(observers)
         indices = context.calibration_indices[: self.num_samples]
         watched = layers if self.bias_correction else frozenset()
@@ -203,7 +211,7 @@ class QuantizeStatic:
             record = {"pass": self.name, "kind": FLOAT_LAYERS, "asked": []}
             context.records.append({**record, "layers": layer_list(joined)})
         mean_counts = _mean_counts(work, slots)
-        by_root = _slot_parameters(slots, statistics, mean_counts)
+        by_root = slot_parameters(slots, statistics.ranges, mean_counts)
         if self.bias_correction and self.bias_method == "batch_norm":
             statistics.input_means.update(batch_norm_means(work))
         notes = tuple(apart_text(node, times) for node, times in apart.items())
@@ -273,6 +281,7 @@ class QuantizeStatic:
         """
         graph, slots, parameters = calibrated.model.graph, calibrated.slots, calibrated.parameters
         given = scales or {}
+        write_slopes(graph, slots, parameters)
         for node in [node for node in graph.graph.nodes if node in calibrated.layers]:
             mean = calibrated.statistics.input_means.get(node)
             x_scale = parameters[held_input(slots, node)][0]
@@ -337,23 +346,6 @@ def _mean_counts(model: Model, slots: Slots) -> dict[fx.Node, int]:
             x, y = shapes[node.all_input_nodes[0].name], shapes[node.name]
             counts[node] = prod(x[1:]) // prod(y[1:])
     return counts
-
-
-def _slot_parameters(slots: Slots, statistics: Statistics, mean_counts: dict[fx.Node, int]) -> Parameters:
-    """Return (scale, zero_point) of every slot, by its root."""
-    ranges: dict[fx.Node, tuple[float, float]] = {}
-    for node, (low, high) in statistics.ranges.items():
-        if node not in slots.parent:
-            continue  # joined in float after all
-        root = slots.root(node)
-        seen = ranges.get(root, (0.0, 0.0))
-        ranges[root] = (min(seen[0], low), max(seen[1], high))
-    by_root: Parameters = {root: activation_parameters(*seen) for root, seen in ranges.items()}
-    for node, fixed in slots.fixed.items():
-        if slots.root(node) is node:
-            by_root[node] = fixed
-    remove_ties(slots, by_root, mean_counts)
-    return by_root
 
 
 def _hold(

@@ -26,6 +26,7 @@ from torch import fx
 
 from edgecnn.graph.nodes import aten
 from edgecnn.quantize.annotate import Slots, fuses_into_clamp
+from edgecnn.quantize.leaky_relu import fit_inputs, fit_outputs
 
 _PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 _SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.rsub.Scalar})
@@ -113,7 +114,8 @@ def remove_ties(
     Additions are taken from the last to the first, so that an output's scale is final before its operands
     are fitted to it. A slot that two additions read is fitted to the later one alone. Means and
     products follow from the first to the last, each fitted to inputs that are final: a mean often averages a
-    product.
+    product. A leaky ReLU is fitted with them, or its input to it where an addition has bound its output
+    (`leaky_relu`).
 
     Args:
         slots: of the graph.
@@ -143,7 +145,10 @@ def remove_ties(
             scale, zero_point = by_root[root]
             by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
             final.add(root)
+    for held in reversed(integer):
+        fit_inputs(slots, by_root, final, held, nearest=nearest)
     for held in integer:
+        fit_outputs(slots, by_root, final, held, nearest=nearest)
         y = slots.root(held)
         if y in final:
             continue

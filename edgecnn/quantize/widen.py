@@ -30,6 +30,7 @@ from edgecnn.graph.nodes import add_constant, argument, copy_graph, fetch, finis
 from edgecnn.model import Model
 from edgecnn.pipeline import Need, PassContext
 from edgecnn.quantize.annotate import spec_of
+from edgecnn.quantize.leaky_relu import SOURCE_SLOPE
 from edgecnn.quantize.parameters import quantize_bias
 
 qd = torch.ops.quantized_decomposed
@@ -86,6 +87,8 @@ class WidenActivations:
         for node in list(graph.graph.nodes):
             if node.target in _PER_TENSOR:
                 _widen(graph, node)
+            elif SOURCE_SLOPE in node.meta:  # no kernel has 8 bits for it here
+                node.args = (node.args[0], node.meta[SOURCE_SLOPE], *node.args[2:])
         return work.with_graph(finish(graph))
 
     def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002

@@ -12,8 +12,8 @@ from typing import Any
 
 from edgecnn.data import Dataset
 from edgecnn.errors import EdgeCNNError
-from edgecnn.export.files import FileOptions, ModelFile, write_model
-from edgecnn.judgement import Made, stage_file, time_files
+from edgecnn.export.files import ModelFile
+from edgecnn.judgement import Made, float_file, stage_file, time_files
 from edgecnn.making import Maker, Plan, Prepared
 from edgecnn.pipeline import Need
 from edgecnn.proof import Candidate, predict, read_images, temporary_folder
@@ -154,8 +154,7 @@ class Workbench:
             candidates = []
             for name in formats:
                 if name not in self._floats:
-                    spec = self.prepared.loaded.spec
-                    self._floats[name] = write_model(made.float_program, name, spec, FileOptions())
+                    self._floats[name] = float_file(made, name)
                 for key, file in ((f"float_{name}", self._floats[name]), (name, made.files[name])):
                     path: Path = stage_file(file, folder / key, made.compressed, recipe)
                     candidates.append(Candidate(key, path))
