@@ -123,6 +123,21 @@ def test_sums_that_every_norm_reads_stay_in_float() -> None:
     check_files(program, nets.held_out(8))
 
 
+def test_what_lies_beside_operators_that_are_all_named_follows_them() -> None:
+    layers = {f"norm_{name}": nn.LayerNorm(8) for name in "abc"}
+    layers |= {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "head": nn.Linear(8, 3)}  # type: ignore[dict-item]
+    step = dataclasses.replace(PLAIN, float_layers=("norm_*",))
+    program, context = quantize(make(residual_stream, **layers), step)
+    (record,) = context.records
+    assert record["kind"] == "float_layers"
+    assert {layer for layer in record["layers"] if "norm" not in layer} == {
+        "add (aten.add.Tensor)",
+        "add_1 (aten.add.Tensor)",
+        "mean (aten.mean.dim)",
+    }
+    assert set(float_islands(program)) <= set(record["layers"])
+
+
 def test_the_cut_by_hand() -> None:
     """Float a, free x and y, int8 b: a - 5 - x - 2 - y - 5 - b is cut in the middle."""
     graph = FlowGraph()

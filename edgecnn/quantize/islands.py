@@ -139,12 +139,13 @@ def float_records(
     followed = plan_float(graph, named).nodes
     in_order = [n for n in graph.graph.nodes if n in floats.nodes and not is_fused_clamp(n)]
     found: list[dict[str, Any]] = []
-    if asked:
-        layers = layer_list(n for n in in_order if n in followed)
-        found.append({"kind": FLOAT_LAYERS, "asked": list(asked), "layers": layers})
     unknown = set(unknown_operators(graph))
     mine = [n for n in in_order if n not in followed]
-    if unknown.intersection(mine):
+    has_islands = bool(unknown.intersection(mine))
+    if asked:  # where all that has no int8 form is named, what spares conversions beside it follows too
+        layers = layer_list(n for n in in_order if n in followed or not has_islands)
+        found.append({"kind": FLOAT_LAYERS, "asked": list(asked), "layers": layers})
+    if has_islands:
         reasons = {layer_name(n): NO_INT8_FORM if n in unknown else NEAR_FLOAT for n in mine}
         reasons |= {layer_name(n): NO_INT8_FORM for n in mine if n in unknown}
         operators = [{"layer": layer, "why": why} for layer, why in reasons.items()]
