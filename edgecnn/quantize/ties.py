@@ -18,7 +18,7 @@ after.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,35 @@ def remove_ties(
     """
     final = {slots.root(node) for node in slots.fixed}
     integer = [held for held in slots.held if held not in slots.floats.nodes]
+    _fit_additions(slots, by_root, final, integer, nearest=nearest)
+    for held in reversed(integer):
+        fit_inputs(slots, by_root, final, held, nearest=nearest)
+    for held in integer:
+        fit_outputs(slots, by_root, final, held, nearest=nearest)
+        y = slots.root(held)
+        if y in final:
+            continue
+        scale, zero_point = by_root[y]
+        source, product = held.args[0] if held.args else None, _arithmetic(held, _PRODUCTS)
+        factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
+        if held in mean_counts and isinstance(source, fx.Node) and source in slots.parent:
+            scale_x = by_root[slots.root(source)][0]
+            by_root[y] = (mean_scale(scale_x, scale, mean_counts[held], nearest=nearest), zero_point)
+            final.add(y)
+        elif factors and all(factors):
+            by_root[y] = (product_scale(factors[0], factors[1], scale, nearest=nearest), zero_point)
+            final.add(y)
+
+
+def _fit_additions(
+    slots: Slots,
+    by_root: dict[fx.Node, tuple[float, int]],
+    final: set[fx.Node],
+    integer: Sequence[fx.Node],
+    *,
+    nearest: bool,
+) -> None:
+    """Adjust the scales that additions read, from the last addition to the first; they are final then."""
     for held in reversed(integer):
         addition = _arithmetic(held, _SUMS)
         if addition is None:
@@ -145,23 +174,6 @@ def remove_ties(
             scale, zero_point = by_root[root]
             by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
             final.add(root)
-    for held in reversed(integer):
-        fit_inputs(slots, by_root, final, held, nearest=nearest)
-    for held in integer:
-        fit_outputs(slots, by_root, final, held, nearest=nearest)
-        y = slots.root(held)
-        if y in final:
-            continue
-        scale, zero_point = by_root[y]
-        source, product = held.args[0] if held.args else None, _arithmetic(held, _PRODUCTS)
-        factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
-        if held in mean_counts and isinstance(source, fx.Node) and source in slots.parent:
-            scale_x = by_root[slots.root(source)][0]
-            by_root[y] = (mean_scale(scale_x, scale, mean_counts[held], nearest=nearest), zero_point)
-            final.add(y)
-        elif factors and all(factors):
-            by_root[y] = (product_scale(factors[0], factors[1], scale, nearest=nearest), zero_point)
-            final.add(y)
 
 
 def _factor_scale(slots: Slots, by_root: Mapping[fx.Node, tuple[float, int]], factor: object) -> float:
