@@ -2,9 +2,10 @@
 
     python -m benchmarks.accuracy [--data ../shared/data] [--cache DIR] [resnet20 resnet56 squeezenet1_1]
 
-One row per network and set: float and int8 top-1 (ONNX Runtime, LiteRT), agreement of each int8 file with
-float, and parity of the two files. 512 calibration images for the CIFAR-10 networks, 200 of the 400 ImageNet
-samples for SqueezeNet (the other 200 judge it). SqueezeNet needs torchvision for its architecture.
+One row per network, calibration and set: float and int8 top-1 (ONNX Runtime, LiteRT), agreement of each int8
+file with float, and parity of the two files. Calibrated on 512 images for the CIFAR-10 networks, 200 of the
+400 ImageNet samples for SqueezeNet (the other 200 judge it), and once more on no data at all: on images made up
+from the BatchNorm statistics, or on noise where, as in SqueezeNet, there are none. SqueezeNet needs torchvision.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def unpack(archive: Path, cache: Path) -> Path:
     return folder
 
 
-def files_of(load: LoadOptions, source: str, data: Path, out: Path) -> tuple[list[Candidate], edgecnn.Report]:
-    """Compress a network and return the four files and the report."""
+def files_of(
+    load: LoadOptions, source: str, data: Path | None, out: Path
+) -> tuple[list[Candidate], edgecnn.Report]:
+    """Compress a network, without data where that is None, and return the four files and the report."""
     options = CompressOptions(load=load, force=True, measure=False)
-    result = edgecnn.compress(source, data=str(data), out=out, options=options)
+    result = edgecnn.compress(source, data=data and str(data), out=out, options=options)
     model = load_model(source, load)
     program = build_program(FoldBatchNorm().run(model, PassContext()))
     files = [Candidate(name, result.artifacts[name].path) for name in FORMATS]
@@ -52,13 +55,13 @@ def files_of(load: LoadOptions, source: str, data: Path, out: Path) -> tuple[lis
     return files, result.report
 
 
-def row(network: str, name: str, files: list[Candidate], dataset: Dataset) -> str:
+def row(network: str, calibrated: str, name: str, files: list[Candidate], dataset: Dataset) -> str:
     """Run all files over a set and return the figures as one line."""
     found = predict(files, dataset, range(len(dataset)), "float_onnx", SilentProgress())
     top1, agree = found.top1, found.agreement
     figures = [top1["float_onnx"], top1["onnx"], top1["tflite"], agree["onnx"], agree["tflite"]]
     cells = "  ".join(f"{100 * value:6.2f}" if value is not None else "     -" for value in figures)
-    return f"{network:14s} {name:10s} {found.num_samples:6d}  {cells}"
+    return f"{network:14s} {calibrated:8s} {name:10s} {found.num_samples:6d}  {cells}"
 
 
 def main() -> None:
@@ -70,31 +73,35 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "edgecnn-accuracy")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    print("network        set        images   float    onnx  tflite  agree onnx, tflite (all %)")
+    print("network        on       set        images   float    onnx  tflite  agree onnx, tflite (all %)")
     for network in arguments.networks:
-        out = arguments.cache / network
-        if network in CIFAR:
-            load = LoadOptions(arch=f"benchmarks.cifar_resnet:{network}", input_shape=(3, 32, 32))
-            weights = arguments.data / "weights" / CIFAR[network]
-            files, report = files_of(load, str(weights), arguments.data / "cifar10" / "train4000.npz", out)
-            jpeg = unpack(arguments.data / "cifar10" / "test_jpeg.tar.gz", arguments.cache)
-            sets = {"test1000": arguments.data / "cifar10" / "test1000.npz", "jpeg": jpeg}
-        else:
-            mean, std = (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3  # these weights are Caffe's
-            load = LoadOptions(arch=f"torchvision:{network}", mean=mean, std=std)
-            samples = unpack(arguments.data / "imagenet_samples.tar.gz", arguments.cache)
-            weights = arguments.data / "weights" / f"{network}.safetensors"
-            files, report = files_of(load, str(weights), samples, out)
-            sets = {"samples": samples}
-        spec = load_model(str(weights), load).spec
-        for name, source in sets.items():
-            dataset = open_dataset(
-                str(source), spec.preprocess, class_count=spec.outputs[0].shape[1], labels=spec.labels
-            )
-            print(row(network, name, files, dataset), flush=True)
+        judge(network, arguments.data, arguments.cache)
+
+
+def judge(network: str, data: Path, cache: Path) -> None:
+    """Compress a network with and without data and print its rows."""
+    if network in CIFAR:
+        load = LoadOptions(arch=f"benchmarks.cifar_resnet:{network}", input_shape=(3, 32, 32))
+        weights = data / "weights" / CIFAR[network]
+        calibration = data / "cifar10" / "train4000.npz"
+        jpeg = unpack(data / "cifar10" / "test_jpeg.tar.gz", cache)
+        sets = {"test1000": data / "cifar10" / "test1000.npz", "jpeg": jpeg}
+    else:
+        mean, std = (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3  # these weights are Caffe's
+        load = LoadOptions(arch=f"torchvision:{network}", mean=mean, std=std)
+        weights = data / "weights" / f"{network}.safetensors"
+        calibration = unpack(data / "imagenet_samples.tar.gz", cache)
+        sets = {"samples": calibration}
+    spec = load_model(str(weights), load).spec
+    for calibrated, source in (("images", calibration), ("nothing", None)):
+        files, report = files_of(load, str(weights), source, cache / f"{network}-{calibrated}")
+        for name, place in sets.items():
+            classes = spec.outputs[0].shape[1]
+            dataset = open_dataset(str(place), spec.preprocess, class_count=classes, labels=spec.labels)
+            print(row(network, calibrated, name, files, dataset), flush=True)
         for name, parity in report.parity.items():
             print(
-                f"{network:14s} {name:20s} max {parity.max_lsb} LSB, "
+                f"{network:14s} {calibrated:8s} {name:20s} max {parity.max_lsb} LSB, "
                 f"{100 * parity.fraction_within_1_lsb:.3f} % within 1, "
                 f"top-1 equal {100 * (parity.top1_agreement or 0):.2f} % of {parity.num_samples}",
                 flush=True,

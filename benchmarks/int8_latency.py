@@ -20,11 +20,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nets
 import numpy as np
+import numpy.typing as npt
 import peers
 
 from edgecnn.data import open_dataset
@@ -191,12 +193,18 @@ def describe_files(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         described[kind] = {
             key: {
                 "size_bytes": (folder / path).stat().st_size,
-                "sqnr_db": sqnr_db(reference, next(iter(outputs[kind][key].values()))),
+                "sqnr_db": sqnr_db(reference, in_layout_of(reference, outputs[kind][key])),
                 **count(folder / path),
             }
             for key, path in files.items()
         }
     return described
+
+
+def in_layout_of(reference: npt.NDArray[Any], outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return a file's first output; litert-torch's maps are NCHW, where TFLite's are taken for NHWC."""
+    value = next(iter(outputs.values()))
+    return value if value.shape == reference.shape else np.moveaxis(value, 1, -1)
 
 
 def time_files(folder: Path, kind: str, threads: int, runs: int) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Structured pruning of 180 networks at ratio 0.5 of every group's channels: what runs, trains, exports.
 
-    python -m benchmarks.prune_coverage run torchvision OUT.jsonl [NET ...]     one network per process,
-    resumable python -m benchmarks.prune_coverage run timm OUT.jsonl --peer               Torch-Pruning
-    instead python -m benchmarks.prune_coverage table OUT.jsonl [--peer PEER.jsonl]
+    python -m benchmarks.prune_coverage run torchvision OUT.jsonl [NET ...]
+    python -m benchmarks.prune_coverage run timm OUT.jsonl --peer
+    python -m benchmarks.prune_coverage table OUT.jsonl [--peer PEER.jsonl]
+
+One network per process, resumable; with --peer it is Torch-Pruning that prunes.
 
 A network counts as pruned when the smaller one runs, gradients reach its weights, it exports to ONNX (by
 edgecnn's writer where that has all operators, else by torch.onnx.export) and at most 60 % of its parameters

@@ -83,6 +83,7 @@ ROWS = (
     Row("4 bits, qat fake_quant, 1/4 epoch", {**FOUR_BITS, "epochs": 0.25, "method": "fake_quant"}, qat=True),
     Row("8 bits, qat, 1/4 epoch", {"epochs": 0.25}, qat=True),
     Row("8 bits, qat label-free, 1/4 epoch", {"epochs": 0.25, "hard_labels": False}, qat=True),
+    Row("8 bits, qat fake_quant, 1/4 epoch", {"epochs": 0.25, "method": "fake_quant"}, qat=True),
 )
 
 

@@ -82,6 +82,12 @@ def stage_file(file: ModelFile, folder: Path, model: Model, recipe: str) -> Path
     return artifact.path
 
 
+def float_file(made: Made, format: str) -> ModelFile:  # noqa: A002
+    """Return the uncompressed network as the same target reads it."""
+    options = FileOptions(max_opset=made.device.max_opset)
+    return write_model(made.float_program, format, made.loaded.spec, options)
+
+
 def judge(parts: ReportParts, made: Made, timing: Timing, progress: Progress) -> None:
     """Fill in parity, accuracy, agreement, latency and the sizes.
 
@@ -94,7 +100,7 @@ def judge(parts: ReportParts, made: Made, timing: Timing, progress: Progress) ->
     _, *image_shape = spec.inputs[0].shape
     num_proof = int(np.clip((1 << 22) // math.prod(size or 1 for size in image_shape), 16, 256))
     inputs, proof_indices = read_images(dataset, split.held_out[:num_proof])
-    floats = {f: write_model(made.float_program, f, spec, FileOptions()) for f in made.files}
+    floats = {f: float_file(made, f) for f in made.files}
     with temporary_folder() as staging:
         candidates = _stage(staging, made, floats, parts.recipe)
         parts.parity = prove_parity(made.program, candidates, inputs, made.activation_dtype, progress)

@@ -5,6 +5,7 @@ lowers and quantizes, which can be done again with other parameters.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from edgecnn.judgement import Made
 from edgecnn.load import LoadOptions, load_model
 from edgecnn.model import Model
 from edgecnn.options import CompressOptions
-from edgecnn.pipeline import Need, Pass, PassContext, Progress, run_passes
+from edgecnn.pipeline import Need, Pass, PassContext, PassStages, Progress, run_passes
 from edgecnn.preflight import refuse_quantized, suspect_channels
 from edgecnn.recipe import Recipe
 from edgecnn.resume import Resumable
@@ -122,13 +123,17 @@ class Maker:
             What was made, and the details of all passes for the report.
         """
         records = list(prepared.context.records)
-        context = dataclasses.replace(prepared.context, records=records)
+        stages = prepared.context.checkpoints
+        if stages is not None and plan.passes != prepared.plan.passes:  # trained otherwise, kept elsewhere
+            digest = hashlib.sha256(repr(plan.passes).encode()).hexdigest()
+            stages = PassStages(stages, f"search_{digest[:8]}")
+        context = dataclasses.replace(prepared.context, records=records, checkpoints=stages)
         compressed = run_passes(prepared.start, plan.passes, context, summarize, start=prepared.num_done)
         self.progress.start("write the files", None)
         program = build_program(compressed)
         compressed = compressed.with_warning(*float_layers(program, self.options.formats))
         dtype = activation_dtype_for(self.device.isa)
-        chosen = FileOptions(self.options.io, dtype, plan.align)
+        chosen = FileOptions(self.options.io, dtype, plan.align, self.device.max_opset)
         spec = prepared.loaded.spec
         made = Made(
             loaded=prepared.loaded,

@@ -114,6 +114,7 @@ def test_float_files(name: str) -> None:
     for found in (
         run_program(program, feeds),
         onnx_session.run(to_onnx(program), feeds),
+        onnx_session.run(to_onnx(program, OnnxOptions(opset=13)), feeds),
         onnx_session.run(to_onnx(program, OnnxOptions(opset=18)), feeds),
         TfliteSession(to_tflite(program)).run(feeds),
     ):
@@ -147,14 +148,40 @@ def test_numbers_by_hand() -> None:
     assert one("rsqrt", [[4.0, 0.25]]) == [0.5, 2.0]
 
 
-def test_layer_norm_is_fused_in_onnx_runtime(tmp_path: Any) -> None:
-    """The nodes written for opset 13 are those that the runtime knows (1.31: all but the mean), GELU too."""
+def normed() -> Any:
     net = {"norm": nn.LayerNorm(8), "up": nn.Linear(8, 8)}
-    _, model = model_of(lambda net, x: F.gelu(net.up(net.norm(tokens(net.stem(x))))), **net)
-    executed = onnx_session.executed(to_onnx(build_program(model)), tmp_path)
+    return model_of(lambda net, x: F.gelu(net.up(net.norm(tokens(net.stem(x))))), **net)[1]
+
+
+def test_layer_norm_and_gelu_are_nodes_of_opset_20() -> None:
+    model = to_onnx(build_program(normed()))
+    kinds = [node.op_type for node in model.graph.node]
+    assert model.opset_import[0].version == 20
+    assert (kinds.count("LayerNormalization"), kinds.count("Gelu"), kinds.count("Erf")) == (1, 1, 0)
+
+
+def test_a_target_with_an_older_runtime_gets_the_parts() -> None:
+    program = build_program(normed())
+    for newest, opset in ((19, 13), (20, 20), (26, 20)):
+        assert to_onnx(program, OnnxOptions(max_opset=newest)).opset_import[0].version == opset
+
+
+def test_layer_norm_of_opset_13_is_fused_in_onnx_runtime(tmp_path: Any) -> None:
+    """The nodes written for opset 13 are those that the runtime knows (1.31: all but the mean), GELU too."""
+    program = build_program(normed())
+    executed = onnx_session.executed(to_onnx(program, OnnxOptions(opset=13)), tmp_path)
     assert executed["LayerNormalization"] + executed["SimplifiedLayerNormalization"] == 1
     assert executed["Gelu"] + executed["BiasGelu"] == 1
     assert (executed["Erf"], executed["Sqrt"], executed["ReduceMean"]) in ((0, 0, 0), (0, 0, 1))
+
+
+def test_islands_are_single_nodes_between_integers(tmp_path: Any) -> None:
+    step = QuantizeStatic(observer="min_max", bias_correction=False, weight_bits=nets.STEP.weight_bits)
+    program = build_program(step.run(normed(), nets.context(16)))
+    executed = onnx_session.executed(to_onnx(program), tmp_path)
+    assert (executed["LayerNormalization"], executed["Gelu"]) == (1, 1)
+    assert executed["QLinearConv"] + executed["QGemm"] == 2
+    assert executed["Erf"] == executed["ReduceMean"] == executed["Sqrt"] == 0
 
 
 def test_lite_rt_keeps_an_attention_in_its_delegate() -> None:

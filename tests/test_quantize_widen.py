@@ -16,7 +16,7 @@ from torch import nn
 import edgecnn
 from edgecnn.compress import CompressOptions
 from edgecnn.errors import ExportError, PassError, UnsupportedOpError
-from edgecnn.export.onnx import to_onnx
+from edgecnn.export.onnx import OnnxOptions, to_onnx
 from edgecnn.export.parity import first_difference, relative_error, sqnr_db
 from edgecnn.export.tflite import to_tflite
 from edgecnn.export.trace import trace_onnx, trace_tflite
@@ -178,6 +178,8 @@ def test_what_the_files_hold() -> None:
     dtypes = {held[n.input[2]].data_type for n in model.graph.node if n.op_type == "QuantizeLinear"}
     assert dtypes == {onnx.TensorProto.INT16}
     onnx.checker.check_model(model)
+    with pytest.raises(ExportError, match="reads opset 20, 16-bit activations need 21"):
+        to_onnx(program, OnnxOptions(max_opset=20))
 
 
 def test_the_recipe_from_end_to_end(tmp_path: Path, examples_dir: Path) -> None:

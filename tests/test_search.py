@@ -18,7 +18,7 @@ from edgecnn.report.build import budget_misses
 from edgecnn.report.results import AccuracyFigures, SpeedupFigures
 from edgecnn.search import guard as guard_module
 from edgecnn.search import speed as speed_module
-from edgecnn.search.cures import quantizer_of, to_be_timed, with_float_layers, with_quantizer
+from edgecnn.search.cures import quantizer_of, to_be_timed, training, with_float_layers, with_quantizer
 from edgecnn.search.guard import Guard
 from edgecnn.search.improve import may_miss_accuracy, misses_accuracy
 from edgecnn.search.speed import LayerTime, hasten
@@ -31,8 +31,9 @@ SLOW, EVEN, FAST = (SpeedupFigures(r, 0.9 * r, 1.05 * r) for r in (0.5, 1.0, 2.0
 class Bench:
     """Answers with scripted figures: first word of a change -> drop in points, an error, or a speed."""
 
-    def __init__(self, *, can_train: bool = False, **script: Any) -> None:
-        self.script, self.can_train = script, can_train
+    def __init__(self, *, can_train: bool = False, factor: Any = "refused", **script: Any) -> None:
+        self.script, self.can_train, self.may_widen = script, can_train, factor != "refused"
+        self.factor = factor
         self.trials: list[Trial] = []
         self.plans: dict[str, Plan] = {}
 
@@ -53,6 +54,10 @@ class Bench:
         self.trials.append(trial)
         self.plans[change] = plan
         return trial, SimpleNamespace()
+
+    def times_slower(self, change: str, plan: Plan) -> float | None:
+        assert change == "int16 activations" and plan == self.plans[change]
+        return self.factor  # type: ignore[no-any-return]
 
     def keep(self, trial: Trial) -> Trial:
         return trial
@@ -169,6 +174,54 @@ def test_training_comes_last_and_takes_the_place_of_layers_in_float(monkeypatch:
     assert found.changes == ["cross-layer equalization", "quantization-aware training"]
 
 
+def test_training_keeps_layers_in_float_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers in int8 are tried first; what the recipe leaves in float stays there."""
+    script = {"otherwise": 2.0, "2": 1.0, "quantization-aware": 1.5}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, **script)
+    assert bench.tried[-2:] == [
+        "quantization-aware training",
+        "quantization-aware training, 2 layers in float: n0, n1",
+    ]
+    assert [quantizer_of(bench.plans[change]).float_layers for change in bench.tried[-2:]] == [
+        (),
+        ("n0", "n1"),
+    ]
+    assert found.changes == ["2 layers in float: l0, l1"] and not found.is_met
+
+
+def test_training_takes_the_scheme_over() -> None:
+    changes = {"float_layers": ("stem",), "split_concats": False, "unsupported": "error", "weight_bits": 7}
+    ((words, plan),) = training(with_quantizer(PLAN, changes))
+    assert words == "quantization-aware training, 1 layer in float: stem"
+    assert {name: getattr(quantizer_of(plan), name) for name in changes} == changes
+    assert quantizer_of(to_be_timed(plan)).name == "quantize_static"
+    assert {name: getattr(quantizer_of(to_be_timed(plan)), name) for name in changes} == changes
+
+
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_int16_activations_come_last(monkeypatch: pytest.MonkeyPatch, factor: float | None) -> None:
+    """Kept where nothing is timed, or no file is slower than float."""
+    script = {"otherwise": 2.0, "2": 1.0, "int16": 0.1}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, factor=factor, **script)
+    assert bench.tried[-1] == "int16 activations" and found.is_met
+    assert found.changes == ["int16 activations"], "in place of layers in float"
+    assert [step.name for step in found.plan.passes][-2:] == ["quantize_static", "widen_activations"]
+    wide = quantizer_of(found.plan)
+    assert (wide.observer, wide.weight_bits, wide.float_layers) == ("min_max", 8, ())
+
+
+def test_int16_activations_that_are_slower_than_float_are_named_and_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, _ = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=0.1, factor=83.0)
+    assert not found.is_met and found.plan == PLAN
+    assert found.advice.endswith("; int16 activations lose 0.1 points, at 83 times float's latency")
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=1.0, factor=83.0)
+    assert "int16" not in found.advice and bench.tried[-1] == "int16 activations"
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, int16=0.1)
+    assert "int16 activations" not in bench.tried, "a latency is asked for"
+
+
 def test_a_cure_that_cannot_be_applied_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     found, bench = run_guard(monkeypatch, 0.3, otherwise=2.0, AdaRound=0.1, **{"cross-layer": "no pairs"})
     assert found.is_met and found.changes == ["AdaRound"]
@@ -187,16 +240,18 @@ def test_a_recipe_that_does_not_quantize_is_left_alone(monkeypatch: pytest.Monke
     assert found.plan == plan and not found.is_met and "quantize statically" in found.advice
 
 
-def run_hasten(monkeypatch: pytest.MonkeyPatch, slow: int = 3, **script: Any) -> tuple[Any, Bench]:
+def run_hasten(
+    monkeypatch: pytest.MonkeyPatch, slow: int = 3, plan: Plan = PLAN, **script: Any
+) -> tuple[Any, Bench]:
     bench = Bench(**script)
     times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)]
     times += [LayerTime("(runtime)", 0.1, 0.0), LayerTime("quick", 0.1, 0.3)]
-    monkeypatch.setattr(speed_module, "layer_times", lambda bench, made: times)
+    monkeypatch.setattr(speed_module, "layer_times", lambda bench, made, name: times)
     monkeypatch.setattr(
         speed_module, "layer_names", lambda model: ["l0 (a)", "l1 (b)", "l2 (c)", "quick (d)"]
     )
     made = SimpleNamespace(activation_dtype="uint8", files={"onnx": b"", "tflite": b""}, loaded=None)
-    return hasten(bench, PLAN, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
+    return hasten(bench, plan, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
 
 
 def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +262,20 @@ def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.Mo
         "2 layers in float: l0, l1",
     ]
     assert found.is_met and quantizer_of(found.plan).float_layers == ("l0", "l1")
-    assert [time.layer for time in found.slow_layers] == ["l0", "l1", "l2", "(runtime)"]
+    assert [time.layer for time in found.slow_layers["onnx"]] == ["l0", "l1", "l2", "(runtime)"]
+    assert list(found.slow_layers) == ["onnx"], "of the slow file"
+
+
+def test_a_slow_file_that_was_trained_is_trained_again_with_layers_in_float(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = Plan(Recipe.load("qat_wi8_ai8").passes)
+    script = {"otherwise": SLOW, "1": SpeedupFigures(1.3, 1.2, 1.4)}
+    found, _ = run_hasten(monkeypatch, plan=trained, **script)
+    step = found.plan.passes[-1]
+    assert found.is_met and (step.name, step.float_layers) == ("quantize_aware_training", ("l0",))
+    timed = quantizer_of(to_be_timed(found.plan))
+    assert (timed.name, timed.float_layers, timed.num_samples) == ("quantize_static", ("l0",), 16)
 
 
 def test_where_nothing_helps_the_recipe_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,13 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("ai_edge_litert")
 
 import numpy as np
+import small_networks
 from sklearn.datasets import load_digits
 
 import edgecnn
 from edgecnn.compress import CompressOptions, CompressResult
 from edgecnn.errors import BudgetError
+from edgecnn.load import LoadOptions
 from edgecnn.making import Plan
 from edgecnn.recipe import Recipe
 from edgecnn.report.html import render_compress_html
@@ -135,3 +137,28 @@ def test_the_guard_may_end_with_training(
     assert search["changes"] == ["quantization-aware training"] and search["is_met"]
     assert found.report.passes[-1].name == "quantize_aware_training"
     assert found.report.accuracy is not None and found.report.accuracy.drop_points <= 50.0
+
+
+def test_the_guard_trains_a_network_of_which_parts_compute_in_float(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attention and a norm stay in float by themselves, the first layer because the recipe says so."""
+    monkeypatch.setattr("edgecnn.search.guard.CHEAP", ())
+    monkeypatch.setattr("edgecnn.search.guard.Guard._leave_in_float", lambda guard: None)
+    *others, last = with_two_bits().passes
+    named: Any = replace(last, float_layers=("stem",))  # type: ignore[type-var, call-arg]
+    options = replace(OPTIONS, max_drop=0.0, train_data=small_networks.unlabelled())
+    options = replace(options, load=LoadOptions(input_shape=small_networks.SIZE), formats=("onnx", "tflite"))
+    found = edgecnn.compress(
+        small_networks.Transformer().eval(),
+        recipe=Recipe("two_bits", (*others, named)),
+        data=small_networks.unlabelled(),
+        out=tmp_path / "out",
+        options=options,
+    )
+    (search,) = searches(found.report)
+    start, trained, wide = search["trials"]
+    assert trained["change"] == "quantization-aware training, 1 layer in float: stem"
+    assert start["agreement"] < 1.0 and trained["error"] == "" and trained["agreement"] is not None
+    assert search["changes"] == [wide["change"]] == ["int16 activations"], "of 8-bit weights, and not timed"
+    assert found.report.passes[-1].name == "widen_activations"

@@ -25,11 +25,13 @@ class FileOptions:
         io: "float32", "int8" or "uint8".
         activation_dtype: of the ONNX file, "uint8" or "int8".
         align: let the ONNX file for x86 have the channels that ONNX Runtime's kernels work in.
+        max_opset: newest ONNX opset that the target's ONNX Runtime reads; None for any.
     """
 
     io: str = "float32"
     activation_dtype: str = "uint8"
     align: bool = True
+    max_opset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,13 @@ def write_model(program: Program, format: str, spec: ModelSpec, options: FileOpt
     if format == "onnx":
         from edgecnn.export.onnx import OnnxOptions, to_onnx
 
-        chosen = OnnxOptions(options.activation_dtype, options.io, metadata=metadata, align=options.align)
+        chosen = OnnxOptions(
+            options.activation_dtype,
+            options.io,
+            metadata=metadata,
+            align=options.align,
+            max_opset=options.max_opset,
+        )
         data = to_onnx(program, chosen).SerializeToString(deterministic=True)
         layouts: Mapping[str, str] = {}
     elif format == "tflite":

@@ -5,7 +5,9 @@ between DequantizeLinear and QuantizeLinear, int8 weights and int32 biases strai
 ONNX Runtime fuses each such group into one integer kernel; `onnx_ops` says which ONNX form every kind of
 operator takes.
 
-The default opset 13 is the oldest with per_channel quantization and is read by ONNX Runtime 1.6 and later.
+Opset 13, the oldest with per_channel quantization, is read by ONNX Runtime 1.6 and later. A network with GELU
+or layer normalization is written in opset 20 (ONNX Runtime 1.17), which has them as nodes: between integers
+ONNX Runtime reads every operand through a DequantizeLinear of its own and does not find them in their parts.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ BATCH_NAME = "batch"
 
 MIN_OPSET = 13
 MAX_OPSET = 21
+FUSED_OPSET, FUSED_KINDS = 20, frozenset({"gelu", "normalize"})
+"""The oldest that has these kinds as single nodes."""
 INT16_OPSET = 21
 """The oldest whose QuantizeLinear makes 16-bit integers."""
 
@@ -50,11 +54,13 @@ class OnnxOptions:
             where the session's `session.qdqisint8allowed` is "1", the default on ARM.
         io: dtype of the file's inputs and outputs. "int8" and "uint8" leave out the quantize and dequantize
             at the network's boundary.
-        opset: ONNX operator set, 13 to 21; the IR version is the one released with it.
+        opset: ONNX operator set, 13 to 21; by default 20 for networks with GELU or layer normalization, 21
+            for 16-bit activations, else 13. The IR version is the one released with it.
         metadata: written into the file's metadata_props.
         debug_outputs: Program tensors that the file also gives out, quantized ones as raw integers in
             `activation_dtype`.
         align: widen channels of a uint8 file to what ONNX Runtime's kernels on x86 work in.
+        max_opset: newest that the target's ONNX Runtime reads; None for any.
 
     Raises:
         ExportError: a value that is not one of those above.
@@ -62,10 +68,11 @@ class OnnxOptions:
 
     activation_dtype: str = "uint8"
     io: str = "float32"
-    opset: int = MIN_OPSET
+    opset: int | None = None
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     debug_outputs: tuple[str, ...] = ()
     align: bool = True
+    max_opset: int | None = None
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in ("uint8", "int8"):
@@ -74,7 +81,7 @@ class OnnxOptions:
             )
         if self.io not in _ELEMENT_TYPES:
             raise ExportError(f"ONNX io is {self.io!r}, expected 'float32', 'int8' or 'uint8'")
-        if not MIN_OPSET <= self.opset <= MAX_OPSET:
+        if self.opset is not None and not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ExportError(
                 f"ONNX opset is {self.opset}, expected {MIN_OPSET} to {MAX_OPSET}",
                 hint=f"{MIN_OPSET} is the oldest with per_channel quantization",
@@ -86,7 +93,7 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
 
     Args:
         program: float or quantized.
-        options: how; by default uint8 activations between float32 inputs and outputs, opset 13.
+        options: how; by default uint8 activations between float32 inputs and outputs.
 
     Returns:
         the model, which `SerializeToString` makes the file's content.
@@ -106,12 +113,12 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
     """
     options = OnnxOptions() if options is None else options
     _check_debug_outputs(program, options)
-    dtype, opset = options.activation_dtype, options.opset
+    dtype = options.activation_dtype
     if program.activation_bits == 16:
-        dtype, opset = "int16", max(opset, INT16_OPSET)
+        dtype = "int16"
     elif options.align and dtype == "uint8":  # for x86
         program = align_channels(program, options.debug_outputs)
-    graph = GraphBuilder(program, dtype, opset, options.debug_outputs)
+    graph = GraphBuilder(program, dtype, _opset(program, options), options.debug_outputs)
     boundary = Boundary(graph, options.io, frozenset(options.debug_outputs))
     boundary.write_inputs()
     for op in program.ops:
@@ -119,6 +126,20 @@ def to_onnx(program: Program, options: OnnxOptions | None = None) -> onnx.ModelP
             write_op(graph, op)
     boundary.write_outputs()
     return _model(graph, options)
+
+
+def _opset(program: Program, options: OnnxOptions) -> int:
+    """Return the opset asked for, or the oldest that serves the network; at least 21 for 16 bits."""
+    newest = options.max_opset or MAX_OPSET
+    if program.activation_bits == 16:
+        if newest < INT16_OPSET:
+            raise ExportError(
+                f"the target's ONNX Runtime reads opset {newest}, 16-bit activations need {INT16_OPSET}",
+                hint="update onnxruntime on the device to 1.18, or leave ONNX out with --format tflite",
+            )
+        return max(options.opset or MIN_OPSET, INT16_OPSET)
+    fused = newest >= FUSED_OPSET and any(op.kind in FUSED_KINDS for op in program.ops)
+    return options.opset or (FUSED_OPSET if fused else MIN_OPSET)
 
 
 def _check_debug_outputs(program: Program, options: OnnxOptions) -> None:

@@ -1,7 +1,7 @@
 """ONNX forms of the operators that exist in float alone.
 
-Of opset 13, the oldest that is written, which has neither LayerNormalization nor Gelu; the nodes are those
-that ONNX Runtime joins when it loads a file: to Gelu, and to SimplifiedLayerNormalization behind a mean.
+Before opset 17 there is no LayerNormalization, before 20 no Gelu; the nodes are then those that ONNX Runtime
+joins when it loads a float file: to Gelu, and to SimplifiedLayerNormalization behind a mean.
 """
 
 from __future__ import annotations
@@ -68,6 +68,12 @@ def write_sum(graph: GraphBuilder, op: Op) -> None:
 def write_normalize(graph: GraphBuilder, op: Op) -> None:
     """Append (x - mean) / sqrt(mean of its square + eps)."""
     (x,) = float_operands(graph, op)
+    shape, axes = graph.tensor(op.inputs[0]).shape, op.attributes["axes"]
+    if graph.opset >= 17 and axes == tuple(range(axes[0], len(shape))):
+        scale = graph.constant(f"{op.output}/scale", np.ones(shape[axes[0] :], np.float32))
+        attributes = {"axis": axes[0] - len(shape), "epsilon": op.attributes["eps"]}
+        graph.store(op, "LayerNormalization", [x, scale], attributes)
+        return
     apart = graph.node(op, "Sub", [x, _mean(graph, op, x)])
     square = graph.node(op, "Pow", [apart, _number(graph, op, "two", 2.0)])
     variance = graph.node(
@@ -89,7 +95,11 @@ def _mean(graph: GraphBuilder, op: Op, value: str) -> str:
 def write_gelu(graph: GraphBuilder, op: Op) -> None:
     """Append x (1 + erf(x / sqrt(2))) / 2, or the form with tanh."""
     (x,) = float_operands(graph, op)
-    if op.attributes.get("approximate"):
+    approximate = bool(op.attributes.get("approximate"))
+    if graph.opset >= 20:
+        graph.store(op, "Gelu", [x], {"approximate": "tanh" if approximate else "none"})
+        return
+    if approximate:
         cube = graph.node(op, "Mul", [graph.node(op, "Mul", [x, x]), x])
         small = graph.node(op, "Mul", [cube, _number(graph, op, "cubic", 0.044715)])
         inner = graph.node(op, "Add", [x, small])

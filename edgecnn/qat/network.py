@@ -1,7 +1,8 @@
 """A float network that rounds as its files will, made to be trained, and the integers read back from it.
 
 Weights and biases are parameters behind fake quantization; a slot's scale is one tensor that all its values
-share. Under "lsq" the scales are parameters too, else buffers. Zero points stay.
+share. Under "lsq" the scales are parameters too, else buffers. Zero points stay. What the files compute in
+float is trained in float: there a value is rounded on its way into int8 and nowhere else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
-from edgecnn.graph.nodes import argument, aten, copy_graph, fetch, finish, is_constant
+from edgecnn.errors import UnsupportedOpError
+from edgecnn.graph.nodes import argument, aten, copy_graph, fetch, finish, is_constant, layer_name
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 from edgecnn.qat.fake_quantize import fake_quantize, fake_quantize_bias, gradient_scale
@@ -25,7 +27,13 @@ from edgecnn.quantize.annotate import spec_of
 from edgecnn.quantize.columns import layer_groups
 from edgecnn.quantize.constants import layer_scales
 from edgecnn.quantize.leaky_relu import write_slopes
-from edgecnn.quantize.static import Calibrated, QuantizeStatic, held_input, quantize_all_operands
+from edgecnn.quantize.static import (
+    Calibrated,
+    QuantizeStatic,
+    has_weight,
+    held_input,
+    quantize_all_operands,
+)
 from edgecnn.quantize.ties import remove_ties
 
 SMALLEST_SHARE = 1.0 / 64.0
@@ -52,6 +60,11 @@ _PICKS = frozenset(
         aten.slice.Tensor,
         aten.narrow.default,
         aten.select.int,
+        aten.unbind.int,
+        aten.unflatten.int,
+        aten.unfold.default,
+        aten.roll.default,
+        aten.index.Tensor,
         aten.split.Tensor,
         aten.split_with_sizes.default,
         aten.chunk.default,
@@ -92,7 +105,7 @@ class FakeQuantized:
     smallest: dict[str, float] = field(default_factory=dict)
 
     def read_back(self, trained: fx.GraphModule) -> dict[fx.Node, npt.NDArray[np.float32]]:
-        """Put what was trained into `calibrated`: weights, biases, and the scales of slots, without ties.
+        """Put what was trained into `calibrated`: parameters, and the scales of slots, without ties.
 
         Args:
             trained: the graph of `model` after training.
@@ -102,9 +115,10 @@ class FakeQuantized:
         """
         values = {name: value.detach() for name, value in trained.state_dict().items()}
         graph = self.calibrated.model.graph
-        for layer in self.weight_scales:
-            for constant in constants_of(layer):
-                fetch(graph, constant).copy_(values[str(constant.target)])
+        known = graph.state_dict()
+        for name, _ in trained.named_parameters():
+            if name in known:  # the others are scales
+                known[name].copy_(values[name])
         by_root = self.calibrated.by_root
         if self.learns_scales:  # else they have no ties already
             for root, name in self.slot_scales.items():
@@ -148,6 +162,8 @@ def make_fake_quantized(
     for layer in calibrated.model.graph.graph.nodes:
         if layer in calibrated.layers:
             builder.round_layer(layer)
+        elif has_weight(layer):
+            builder.train_in_float(layer)
     builder.round_operands()
     builder.round_values()
     finish(graph)
@@ -202,6 +218,10 @@ class _Builder:
         node = self._nodes[layer.name]
         spec = spec_of(layer)
         weight_node = argument(node, 1, "weight")
+        if not is_constant(weight_node):
+            raise UnsupportedOpError(
+                f"{layer_name(node)} has a weight computed from the input, expected a parameter"
+            )
         weight = fetch(self._graph, weight_node).float()
         axis = spec.weight_axis if spec is not None and spec.weight_axis is not None else 0
         groups = layer_groups(layer)
@@ -210,7 +230,7 @@ class _Builder:
         scales = torch.from_numpy(chosen.copy())
         if axis == 1 and groups > 1:
             scales = scales[:1].clone()
-        is_average = bool((weight == weight.flatten()[0]).all())
+        is_average = _is_average(weight)
         name = f"qat_weight_scale_{len(self._made.weight_scales)}"
         self._add_scale(name, scales, self._learn and not is_average)
         self._made.weight_scales[layer] = name
@@ -235,6 +255,13 @@ class _Builder:
             if is_constant(constant):
                 self._own(str(constant.target), trained=not is_average or constant is bias_node)
 
+    def train_in_float(self, layer: fx.Node) -> None:
+        """Train the weight and bias of a layer that computes in float."""
+        for constant in constants_of(layer):
+            is_weight = constant is argument(layer, 1, "weight")
+            average = is_weight and _is_average(fetch(self._graph, constant))
+            self._own(str(constant.target), trained=not average)
+
     def _own(self, name: str, *, trained: bool) -> None:
         """Make a tensor a parameter if it is to be trained, else a buffer."""
         path, _, leaf = name.rpartition(".")
@@ -248,10 +275,16 @@ class _Builder:
 
     def round_operands(self) -> None:
         """Make what arithmetic reads the int8 constants that they will be; they are not trained."""
-        parameters = self._made.calibrated.parameters
-        quantize_all_operands(
-            self._graph, {self._nodes[node.name]: value for node, value in parameters.items()}
-        )
+        parameters = {
+            self._nodes[node.name]: value for node, value in self._made.calibrated.parameters.items()
+        }
+        constants = [node for node in self._graph.graph.nodes if is_constant(node)]
+        readers = {constant: len(constant.users) for constant in constants}
+        floats = {self._nodes[node.name] for node in self._slots.floats.nodes}
+        quantize_all_operands(self._graph, parameters, floats)
+        for constant, count in readers.items():
+            if len(constant.users) < count:  # what reads it in float too must see the same
+                self._own(str(constant.target), trained=False)
 
     def round_values(self) -> None:
         """Round every held value that is not on the grid of its slot already, and convert where needed."""
@@ -260,11 +293,9 @@ class _Builder:
             node = self._nodes[held.name]
             real = node
             if held in own or node.target not in _PICKS:
-                users = list(node.users)
                 real = self._round(node, held, after=node)
-                for user in users:
-                    if "sym_size" not in str(user.target):
-                        user.replace_input_with(node, real)
+                for user in self._slots.readers(held):
+                    self._nodes[user.name].replace_input_with(node, real)
             self._reals[held] = real
         for producer, consumer in self._slots.conversions:
             node = self._nodes[consumer.name]
@@ -285,3 +316,8 @@ class _Builder:
             scale = self._graph.graph.get_attr(name)
             arguments = (value, scale, low, high, g, self._made.smallest[name])
             return self._graph.graph.call_function(fake_quantize, arguments)
+
+
+def _is_average(weight: torch.Tensor) -> bool:
+    """Whether a layer's weights are all alike: an average pool, which has to stay one."""
+    return bool((weight == weight.flatten()[0]).all())

@@ -26,7 +26,7 @@ from edgecnn.errors import PassError
 from edgecnn.model import Model
 from edgecnn.pipeline import Need, PassContext, PassStages
 from edgecnn.qat.network import FakeQuantized, Scales, make_fake_quantized
-from edgecnn.quantize.static import QuantizeStatic, require_folded
+from edgecnn.quantize.static import QuantizeStatic
 from edgecnn.train.settings import Precision, TrainSettings
 
 Method = Literal["lsq", "fake_quant"]
@@ -55,6 +55,8 @@ class QuantizeAwareTraining(TrainSettings):
             none it is 1.
         settle: share of the epochs, the last ones, in which step sizes are fixed and the rest is trained to
             them, at a quarter of the rate; the files then compute what was trained. Of "lsq"; 0 for none.
+        float_layers, split_concats, unsupported: what computes in float, as in `QuantizeStatic`; there it is
+            trained in float too, and rounded on the way into int8 alone.
         temperature: of the teacher's answers.
         hard_labels: False leaves labels out even where there are some.
         precision: "float32", which "auto" means here too; in bfloat16 half of the levels of int8 fall
@@ -80,6 +82,9 @@ class QuantizeAwareTraining(TrainSettings):
     alpha: float = 0.5
     temperature: float = 4.0
     hard_labels: bool = True
+    float_layers: tuple[str, ...] = ()
+    split_concats: bool = True
+    unsupported: str = "float"
 
     name: ClassVar[str] = "quantize_aware_training"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRAIN_IMAGES, Need.TEACHER})
@@ -104,8 +109,8 @@ class QuantizeAwareTraining(TrainSettings):
         self._distillation(1.0).check()
 
     def requires(self, model: Model) -> None:
-        """Refuse a graph that is quantized already or still has batch norms."""
-        require_folded(model, self.name)
+        """Refuse a graph that is quantized already, still has batch norms, or lacks a layer that is named."""
+        self._static().requires(model)
 
     def run(self, model: Model, context: PassContext) -> Model:
         """Return the model with quantize/dequantize nodes and trained integers."""
@@ -156,16 +161,17 @@ class QuantizeAwareTraining(TrainSettings):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise PassError(f"{name} holds NaN or infinity after {self.name}")
 
-    def _static(self) -> QuantizeStatic:
+    def _static(self) -> _Static:
         """Return the pass that calibrates and writes; training takes the place of bias correction."""
-        return QuantizeStatic(
+        return _Static(
             observer=self.observer,
             weight_observer=self.weight_observer,
             weight_bits=self.weight_bits,
             num_samples=self.num_samples,
             bias_correction=False,
-            split_concats=False,
-            unsupported="error",
+            float_layers=self.float_layers,
+            split_concats=self.split_concats,
+            unsupported=self.unsupported,
         )
 
     def _distillation(self, share: float) -> _SelfDistillation:
@@ -202,5 +208,12 @@ class QuantizeAwareTraining(TrainSettings):
 @dataclass(frozen=True)
 class _SelfDistillation(Distill):
     """Distillation under the name of the pass that it works for."""
+
+    name: ClassVar[str] = QuantizeAwareTraining.name
+
+
+@dataclass(frozen=True)
+class _Static(QuantizeStatic):
+    """Static quantization under the name of the pass that it works for."""
 
     name: ClassVar[str] = QuantizeAwareTraining.name

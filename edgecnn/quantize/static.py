@@ -265,7 +265,7 @@ class QuantizeStatic:
             is_integer = "dequantize" in str(argument(node, 1, "weight").target)
             if is_integer == (node.name in named):
                 kind = "an integer" if is_integer else "a float"
-                raise PassError(f"{layer_name(node)} has {kind} weight after quantize_static")
+                raise PassError(f"{layer_name(node)} has {kind} weight after {self.name}")
 
     def write(
         self, calibrated: Calibrated, scales: Mapping[fx.Node, npt.NDArray[np.float32]] | None = None

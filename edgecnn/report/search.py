@@ -11,6 +11,7 @@ from edgecnn.report.page import Block, Cell, Section, table
 SEARCH = "search"
 """The kind of detail that a search records."""
 
+_FORMATS = {"onnx": "ONNX", "tflite": "TFLite"}
 _GOALS = {"accuracy": "within the budget", "speed": "not slower than float"}
 
 
@@ -34,16 +35,18 @@ def search_facts(detail: Mapping[str, Any]) -> str:
 
 
 def slow_layer_facts(detail: Mapping[str, Any]) -> str:
-    """Return which layers ate the time, "" where that was not asked.
+    """Return which layers ate the time in which file, "" where that was not asked.
 
     Example:
-        >>> slow_layer_facts({"slow_layers": [{"layer": "stem", "int8_ms": 0.054, "float_ms": 0.0121}]})
-        'stem 0.0540 ms (0.0121 in float)'
+        >>> slow = {"format": "onnx", "layer": "stem", "int8_ms": 0.054, "float_ms": 0.0121}
+        >>> slow_layer_facts({"slow_layers": [slow, {**slow, "format": "tflite"}]})
+        'ONNX: stem 0.0540 ms (0.0121 in float); TFLite: stem 0.0540 ms (0.0121 in float)'
     """
-    return ", ".join(
-        f"{layer['layer']} {digits(layer['int8_ms'])} ms ({digits(layer['float_ms'])} in float)"
-        for layer in detail.get("slow_layers") or []
-    )
+    found: dict[str, list[str]] = {}
+    for layer in detail.get("slow_layers") or []:
+        text = f"{layer['layer']} {digits(layer['int8_ms'])} ms ({digits(layer['float_ms'])} in float)"
+        found.setdefault(_FORMATS.get(str(layer.get("format")), "ONNX"), []).append(text)
+    return "; ".join(f"{name}: {', '.join(layers)}" for name, layers in found.items())
 
 
 def search_section(detail: Mapping[str, Any]) -> Section:

@@ -98,7 +98,7 @@ def _start(request: Request, entry: ArtifactRequest, images: Optional[Images], s
         if images is None
         else images.feeds(session, 0, request.batch_size)
     )
-    timing = start(session)
+    timing = start(session, request.warmup_seconds)
     return Started(session, timing, baseline, peak_rss_bytes() if fresh else None)
 
 

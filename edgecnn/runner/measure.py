@@ -118,14 +118,18 @@ class Timing:
         return summarize_distribution(Distribution.gather(self.store.chunks()), drift)
 
 
-def start(session: Session) -> Timing:
+def start(session: Session, warmup_seconds: Optional[float] = None) -> Timing:
     """Run a prepared session for the first time and warm it up.
+
+    Args:
+        session: after `prepare`.
+        warmup_seconds: cap on the warm-up, whose windows are an eighth of it; None takes MAX_WARMUP_SECONDS.
 
     Raises:
         InferenceFailure: if the runtime fails.
     """
     timing = Timing(first_ns=_time(session))
-    _warm_up(session, timing)
+    _warm_up(session, timing, MAX_WARMUP_SECONDS if warmup_seconds is None else warmup_seconds)
     return timing
 
 
@@ -266,22 +270,21 @@ def _time(session: Session) -> int:
     return time.perf_counter_ns() - start
 
 
-def _warm_up(session: Session, timing: Timing) -> None:
+def _warm_up(session: Session, timing: Timing, max_seconds: float) -> None:
     """Run windows, each half of the minimum warm-up, until the medians of two in a row are within 5 %."""
     start = time.perf_counter()
+    window_seconds = min(MIN_WARMUP_SECONDS / 2, max_seconds / 8)
     earlier = 0.0
     while not timing.warmed_up:
         window = array("q")
         window_start = time.perf_counter()
-        while (
-            len(window) < MIN_WARMUP_RUNS // 2 or time.perf_counter() - window_start < MIN_WARMUP_SECONDS / 2
-        ):
+        while len(window) < MIN_WARMUP_RUNS // 2 or time.perf_counter() - window_start < window_seconds:
             window.append(_time(session))
         timing.warmup_ns.extend(window)
         later = median(window)
         timing.warmed_up = abs(later - earlier) <= STABLE_CHANGE * earlier
         earlier = later
-        if len(timing.warmup_ns) >= MIN_WARMUP_RUNS and time.perf_counter() - start >= MAX_WARMUP_SECONDS:
+        if len(timing.warmup_ns) >= MIN_WARMUP_RUNS and time.perf_counter() - start >= max_seconds:
             return
 
 

@@ -32,6 +32,7 @@ TASK_KEYS: Dict[str, Tuple[str, ...]] = {
         "min_runs",
         "min_seconds",
         "max_seconds",
+        "warmup_seconds",
         "baseline",
         "profile",
         "sustained_s",
@@ -88,6 +89,7 @@ class Request:
         min_runs: timed runs per artifact.
         min_seconds: timed seconds per artifact.
         max_seconds: cap on the timed seconds of all artifacts together.
+        warmup_seconds: cap on the warm-up of each artifact; None: what `measure` takes.
         baseline: key of the artifact that the others' latencies are compared with; None: the first.
         profile: time each operator too, in runs of their own after the timed ones.
         sustained_s: keep timing for so many seconds and give the curve.
@@ -112,6 +114,7 @@ class Request:
     min_runs: int = 50
     min_seconds: float = 1.0
     max_seconds: float = 60.0
+    warmup_seconds: Optional[float] = None
     baseline: Optional[str] = None
     profile: bool = False
     sustained_s: Optional[float] = None
@@ -225,7 +228,7 @@ def _value(key: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RequestFailure(f"{key} is {value!r}, expected a whole number of 1 or more")
         return value
-    if key in ("min_seconds", "max_seconds", "sustained_s"):
+    if key in ("min_seconds", "max_seconds", "warmup_seconds", "sustained_s"):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise RequestFailure(f"{key} is {value!r}, expected seconds of 0 or more")
         return float(value)

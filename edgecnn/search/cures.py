@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from edgecnn.making import Plan
 from edgecnn.pipeline import Pass
@@ -12,6 +12,13 @@ from edgecnn.quantize.observers import OBSERVERS
 from edgecnn.recipe import load_pass
 
 QUANTIZER = "quantize_static"
+TRAINER = "quantize_aware_training"
+_SHARED = (
+    *("observer", "weight_observer", "weight_bits", "num_samples"),
+    *("float_layers", "split_concats", "unsupported"),
+)
+"""Parameters that the two passes have in common: of the same values they leave the same operators."""
+
 FIRST_OBSERVERS = ("mse", "percentile", "min_max", "entropy")
 """Those worth trying first; a moving average is for streams of images, which calibration is not."""
 
@@ -22,8 +29,20 @@ Cure = tuple[str, Plan]
 
 
 def quantizer_of(plan: Plan) -> Any:
-    """Return the pass that quantizes statically, None where there is none."""
-    return next((step for step in plan.passes if step.name == QUANTIZER), None)
+    """Return the pass that quantizes activations, with training or without; None where there is none."""
+    return next((step for step in plan.passes if step.name in (QUANTIZER, TRAINER)), None)
+
+
+def is_static(plan: Plan) -> bool:
+    """Whether activations are quantized without training."""
+    return any(step.name == QUANTIZER for step in plan.passes)
+
+
+def _quantized_by(plan: Plan, name: str) -> Plan:
+    """Return the plan with the other pass that quantizes, of the same parameters."""
+    now, kind = quantizer_of(plan), cast(Any, load_pass(name))
+    step = kind(**{parameter: getattr(now, parameter) for parameter in _SHARED})
+    return replace(plan, passes=tuple(step if old is now else old for old in plan.passes))
 
 
 def with_quantizer(plan: Plan, changes: Mapping[str, Any]) -> Plan:
@@ -32,7 +51,7 @@ def with_quantizer(plan: Plan, changes: Mapping[str, Any]) -> Plan:
 
 
 def _changed(step: Pass, changes: Mapping[str, Any]) -> Pass:
-    return replace(step, **changes) if step.name == QUANTIZER else step  # type: ignore[type-var]
+    return replace(step, **changes) if step.name in (QUANTIZER, TRAINER) else step  # type: ignore[type-var]
 
 
 def observers(plan: Plan) -> list[Cure]:
@@ -78,12 +97,20 @@ def roundings(plan: Plan) -> list[Cure]:
 
 def training(plan: Plan) -> list[Cure]:
     """Return the plan with quantization-aware training in place of static quantization."""
-    now = quantizer_of(plan)
-    same = ("observer", "weight_observer", "weight_bits", "num_samples")
-    kind: Any = load_pass("quantize_aware_training")
-    step = kind(**{name: getattr(now, name) for name in same})
-    passes = tuple(step if old is now else old for old in plan.passes)
-    return [("quantization-aware training", replace(plan, passes=passes))]
+    layers = quantizer_of(plan).float_layers
+    words = "quantization-aware training" + (f", {in_words(layers)}" if layers else "")
+    return [(words, _quantized_by(plan, TRAINER))]
+
+
+def wide_activations(plan: Plan) -> list[Cure]:
+    """Return the plan with int16 activations, calibrated as the recipe static_wi8_ai16 does."""
+    names = [step.name for step in plan.passes]
+    if not is_static(plan) or "widen_activations" in names:
+        return []
+    wide = with_quantizer(plan, {"observer": "min_max", "weight_bits": 8})
+    place = names.index(QUANTIZER) + 1
+    passes = (*wide.passes[:place], load_pass("widen_activations")(), *wide.passes[place:])
+    return [("int16 activations", replace(wide, passes=passes))]
 
 
 def with_float_layers(plan: Plan, layers: Sequence[str]) -> Plan:
@@ -95,11 +122,12 @@ def with_float_layers(plan: Plan, layers: Sequence[str]) -> Plan:
 def to_be_timed(plan: Plan) -> Plan:
     """Return a plan whose files take as long as the plan's, sooner made: other integers, the same operators.
 
-    Ranges come from a few images, weights are rounded to the nearest integer.
+    Ranges come from a few images, weights are rounded to the nearest integer, nothing is trained.
     """
-    now = quantizer_of(plan)
-    if now is None:
+    if quantizer_of(plan) is None:
         return plan
+    plan = plan if is_static(plan) else _quantized_by(plan, QUANTIZER)
+    now = quantizer_of(plan)
     few = {"num_samples": min(now.num_samples, IMAGES_TO_TIME)}
     return with_quantizer(plan, {**few, "rounding": "nearest", "bias_method": "mean_input"})
 

@@ -1,11 +1,12 @@
 """The accuracy guard: from the cheapest cure to the dearest, until the files are within the budget.
 
-    observer -> equalization -> bias correction -> AdaRound, BRECQ -> layers in float -> training
+    observer -> equalization -> bias correction -> AdaRound, BRECQ -> layers in float -> training -> int16
 
 A cure that helps is kept and the next builds on it. The cheap ones go on until the drop and one standard
 error are within the budget, since a few images cannot tell; the dear ones follow where the measured drop is
-not. Without labels the budget bounds disagreement with float instead: of the images on which both answer
-alike neither gains nor loses, so |drop| <= 1 - agreement.
+not. int16 activations, which no CPU computes fast, are kept where the files are not slower than float, or
+where nobody asks how fast they are. Without labels the budget bounds disagreement with float instead: of the
+images on which both answer alike neither gains nor loses, so |drop| <= 1 - agreement.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from edgecnn.search.cures import (
     bias_corrections,
     equalization,
     in_words,
+    is_static,
     observers,
-    quantizer_of,
     roundings,
     training,
+    wide_activations,
     with_float_layers,
 )
 from edgecnn.search.workbench import Trial, Workbench
@@ -92,11 +94,12 @@ class Guard:
         self._bench, self._max_drop = bench, max_drop
         self._found = Guarded(plan)
         self._best: tuple[Trial, Made] | None = None
+        self._wide = ""
 
     def run(self) -> Guarded:
         """Return the first plan within the budget, or the best."""
         found, bench = self._found, self._bench
-        if quantizer_of(found.plan) is None:
+        if not is_static(found.plan):
             found.advice = "only recipes that quantize statically are searched"
             return found
         trial, made = bench.try_accuracy("as the recipe says", found.plan)
@@ -113,6 +116,8 @@ class Guard:
             self._leave_in_float()
         if not self._is_met() and bench.can_train:
             self._train(cheap, changes)
+        if not self._is_met() and bench.may_widen:
+            self._widen(cheap, changes)
         found.is_met = self._is_met()
         if not found.is_met:
             found.advice = self._advice()
@@ -163,12 +168,29 @@ class Guard:
                 return
 
     def _train(self, cheap: Plan, changes: list[str]) -> None:
-        """Train with the rounding, all layers in int8 again."""
-        (cure,) = training(cheap)
-        trained = self._found.changes
-        self._try_each([cure])
-        if self._found.plan == cure[1]:
-            self._found.changes = [*changes, trained[-1]]
+        """Train with the rounding: all layers in int8 again, then with those in float that helped."""
+        mixed = self._found.plan
+        for plan in [cheap] if mixed == cheap else [cheap, mixed]:
+            (cure,) = training(plan)
+            self._try_each([cure])
+            if self._found.plan == cure[1]:  # training takes the place of layers in float
+                self._found.changes = [*changes, cure[0]]
+            if self._is_met():
+                return
+
+    def _widen(self, cheap: Plan, changes: list[str]) -> None:
+        """Make all activations int16, unless that makes a file slower than float."""
+        for words, plan in wide_activations(cheap):
+            trial, made = self._bench.try_accuracy(words, plan)
+            if made is None or loss_of(trial) > self._max_drop + 1e-9:
+                return
+            factor = self._bench.times_slower(words, plan)
+            if factor is None or factor <= 1.0:
+                self._accept(trial, made, (words, plan))
+                self._found.changes = [*changes, words]
+            else:
+                lost = f"{loss_of(trial):.3g} points, at {factor:.2g} times float's latency"
+                self._wide = f"; {words} lose {lost}"
 
     def _points(self) -> list[tuple[list[LayerNoise], float]]:
         """Return lists of layers to leave in float, each with its share of the MACs, the shortest first."""
@@ -191,7 +213,7 @@ class Guard:
         loss = loss_of(self._best[0]) if self._best else math.inf
         text = f"the best of {len(self._bench.trials)} tries loses {loss:.3g} points"
         untried = "" if self._bench.can_train else "; images to train on (--train-data) would let it train"
-        return text + untried
+        return text + untried + self._wide
 
 
 def _num_images(made: Made) -> int:

@@ -10,7 +10,7 @@ from edgecnn.judgement import Made
 from edgecnn.making import Maker, Plan, Prepared, widens
 from edgecnn.report.build import largest_drop
 from edgecnn.report.results import Report
-from edgecnn.search.cures import quantizer_of
+from edgecnn.search.cures import is_static, quantizer_of
 from edgecnn.search.guard import Guard
 from edgecnn.search.speed import MAX_NAMED, hasten, slow_formats
 from edgecnn.search.workbench import Workbench
@@ -44,7 +44,7 @@ def may_miss_accuracy(report: Report, plan: Plan, max_drop: float | None) -> boo
     if misses_accuracy(report, max_drop):
         return True
     found = report.accuracy
-    if max_drop is None or found is None or quantizer_of(plan) is None:
+    if max_drop is None or found is None or not is_static(plan):
         return False
     return found.drop_points + (found.drop_error_points or 0.0) > max_drop + 1e-9
 
@@ -80,7 +80,11 @@ def avoid_slower(maker: Maker, prepared: Prepared, plan: Plan, made: Made, repor
         "is_met": found.is_met,
         "changes": found.changes,
         "advice": "" if found.is_met else "the float or fp16 file is the faster one on this machine",
-        "slow_layers": [time.to_dict() for time in found.slow_layers[:MAX_NAMED]],
+        "slow_layers": [
+            {"format": name, **time.to_dict()}
+            for name, times in found.slow_layers.items()
+            for time in times[:MAX_NAMED]
+        ],
     }
     return Found(found.plan, [_detail(bench, detail)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,8 @@ from typing import Any
 
 from edgecnn.data import Dataset
 from edgecnn.errors import EdgeCNNError
-from edgecnn.export.files import FileOptions, ModelFile, write_model
-from edgecnn.judgement import Made, stage_file, time_files
+from edgecnn.export.files import ModelFile
+from edgecnn.judgement import Made, float_file, stage_file, time_files
 from edgecnn.making import Maker, Plan, Prepared
 from edgecnn.pipeline import Need
 from edgecnn.proof import Candidate, predict, read_images, temporary_folder
@@ -86,6 +87,12 @@ class Workbench:
         """Whether there are images to train on."""
         return self.prepared.context.has(Need.TRAIN_IMAGES)
 
+    @property
+    def may_widen(self) -> bool:
+        """Whether int16 activations keep to what is asked for: float inputs, and no latency."""
+        options = self.maker.options
+        return options.io == "float32" and not options.must_be_faster and options.max_latency_ms is None
+
     def try_accuracy(self, change: str, plan: Plan) -> tuple[Trial, Made | None]:
         """Make a plan's files and count right answers; both files hold the same numbers, so one is run.
 
@@ -137,6 +144,17 @@ class Workbench:
             trial = Trial(change, error=error.message)
         return self._noted(trial, started), made
 
+    def times_slower(self, change: str, plan: Plan) -> float | None:
+        """Return the latency of a plan's slowest file as a multiple of float's, at least 1.
+
+        None where this run does not time anything.
+        """
+        if not self.maker.options.measure:
+            return None
+        trial, _ = self.try_speed(change, plan, self.maker.options.formats)
+        slow = [figures.ratio for figures in trial.speedup.values() if figures.verdict == "slower"]
+        return math.inf if trial.error else max((1.0 / ratio for ratio in slow), default=1.0)
+
     @contextlib.contextmanager
     def staged(self, made: Made, formats: Sequence[str]) -> Iterator[list[Candidate]]:
         """Yield the files of some formats and float's, where the runner can open them."""
@@ -145,8 +163,7 @@ class Workbench:
             candidates = []
             for name in formats:
                 if name not in self._floats:
-                    spec = self.prepared.loaded.spec
-                    self._floats[name] = write_model(made.float_program, name, spec, FileOptions())
+                    self._floats[name] = float_file(made, name)
                 for key, file in ((f"float_{name}", self._floats[name]), (name, made.files[name])):
                     path: Path = stage_file(file, folder / key, made.compressed, recipe)
                     candidates.append(Candidate(key, path))
