@@ -33,7 +33,7 @@ from edgecnn.proof import temporary_folder
 from edgecnn.quantize.islands import FLOAT_ISLANDS, FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
-from edgecnn.report.build import ReportParts, budget_misses, build_report
+from edgecnn.report.build import ReportParts, budget_misses, build_report, largest_drop
 from edgecnn.report.html import render_compress_html
 from edgecnn.resume import Resumable
 
@@ -155,7 +155,7 @@ def _improved(
     maker: Maker, prepared: Prepared, attempt: _Attempt, folder: Path, prepare_seconds: float
 ) -> _Attempt:
     """Search where the files miss the accuracy budget, and where one is slower than float."""
-    from edgecnn.search.improve import Found, avoid_slower, guard_accuracy, is_slower, misses_accuracy
+    from edgecnn.search.improve import Found, avoid_slower, guard_accuracy, is_slower, may_miss_accuracy
 
     details: list[dict[str, Any]] = []
     max_drop = maker.options.max_drop
@@ -167,15 +167,16 @@ def _improved(
         try:
             better = _attempt(maker, prepared, found.plan, folder, prepare_seconds)
         except EdgeCNNError as error:  # what is there already is made and proven, so it stays
-            details[-1].update(is_met=False, changes=[], advice=f"what was found fails: {error.message}")
+            details[-1].update(_not_taken(attempt, details[-1], max_drop, f"fails: {error.message}"))
             return attempt
-        if misses_accuracy(better.report, max_drop) and not misses_accuracy(attempt.report, max_drop):
-            details[-1].update(is_met=False, changes=[], advice="what was found misses the accuracy budget")
+        worse = _why_worse(attempt, better, details[-1], max_drop)
+        if worse:
+            details[-1].update(_not_taken(attempt, details[-1], max_drop, worse))
             return attempt
         return better
 
     started = time.perf_counter()
-    if max_drop is not None and misses_accuracy(attempt.report, max_drop):
+    if max_drop is not None and may_miss_accuracy(attempt.report, attempt.plan, max_drop):
         attempt = take(attempt, guard_accuracy(maker, prepared, attempt.plan, max_drop))
     if is_slower(attempt.report, maker.device):
         found = avoid_slower(maker, prepared, attempt.plan, attempt.made, attempt.report)
@@ -188,6 +189,31 @@ def _improved(
         timings={**attempt.report.timings, "search_seconds": time.perf_counter() - started},
     )
     return dataclasses.replace(attempt, report=report)
+
+
+def _why_worse(attempt: _Attempt, better: _Attempt, detail: dict[str, Any], max_drop: float | None) -> str:
+    """Return why the files that a search found are not to be taken, "" if they are."""
+    from edgecnn.search.improve import misses_accuracy
+
+    if misses_accuracy(better.report, max_drop) and not misses_accuracy(attempt.report, max_drop):
+        return "misses the accuracy budget"
+    before, after = largest_drop(attempt.report), largest_drop(better.report)
+    is_worse = before is not None and after is not None and after > before + 1e-9
+    return "loses more in all its files" if detail["goal"] == "accuracy" and is_worse else ""
+
+
+def _not_taken(attempt: _Attempt, detail: dict[str, Any], max_drop: float | None, why: str) -> dict[str, Any]:
+    """Return what changes in a detail when the files stay as they were."""
+    from edgecnn.search.improve import misses_accuracy
+
+    is_met = detail["goal"] == "accuracy" and not misses_accuracy(attempt.report, max_drop)
+    words = f"what was found {why}"
+    return {
+        "is_met": is_met,
+        "changes": [],
+        "advice": "" if is_met else words,
+        "note": words if is_met else "",
+    }
 
 
 def _recipe_of(recipe: Recipe, prepared: Prepared, plan: Plan) -> Recipe:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgecnn.data import Dataset
 from edgecnn.data.dataset import SkippingDataset
@@ -59,6 +60,8 @@ class Predictions:
         num_samples: images run.
         top1, top5: fraction right by key; None without labels.
         agreement: fraction of images (or pixels) with the same class as the reference file, by key.
+        changed: (lost, gained) by key: images that the reference has right and the file wrong, and the
+            reverse; none without labels of images.
         environment: of the runner.
     """
 
@@ -67,6 +70,14 @@ class Predictions:
     top5: dict[str, float | None] = field(default_factory=dict)
     agreement: dict[str, float | None] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    changed: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def count_changed(self, right: Mapping[str, npt.NDArray[np.bool_]], reference: str) -> None:
+        """Add what files have right, bool (n,) by key, to `changed`."""
+        for key, own in right.items():
+            lost, gained = self.changed.get(key, (0, 0))
+            before = right[reference]
+            self.changed[key] = (lost + int((before & ~own).sum()), gained + int((own & ~before).sum()))
 
 
 @contextlib.contextmanager
@@ -188,6 +199,11 @@ def predict(
             result = run_local(request, TIMEOUT_S)
         total.num_samples += len(kept)
         total.environment = result["environment"]
+        if labels is not None:
+            classes = {key: entry["predictions"] for key, entry in result["artifacts"].items()}
+            if all(found is not None for found in classes.values()):
+                right = {key: np.asarray(found) == labels[kept] for key, found in classes.items()}
+                total.count_changed(right, reference)
         for key, entry in result["artifacts"].items():
             for figure, values in sums.items():
                 if entry[figure] is not None:

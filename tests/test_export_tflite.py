@@ -334,3 +334,24 @@ def test_batch_rows_do_not_depend_on_each_other() -> None:
     together = TfliteSession(file).run({"image": session_feeds})["output"]
     alone = [TfliteSession(file).run({"image": session_feeds[i : i + 1]})["output"] for i in range(3)]
     assert np.array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("axes", [(4, 5), (2, 6), (6,), (1, 3, 5)])
+@pytest.mark.parametrize("kind", ["mean", "amax", "sum"])
+def test_reductions_of_seven_dimensions(kind: str, axes: tuple[int, ...], keepdim: bool) -> None:
+    """XNNPACK takes six, so that neighbours are merged first, which three of four of these allow."""
+
+    def build(b: ProgramBuilder, x: str) -> str:
+        windows = b.op("reshape", x, shape=(-1, 2, 2, 3, 2, 3, 4))
+        return b.op(kind, windows, axes=axes, keepdim=keepdim)
+
+    program = make(build, (4, 9, 8))
+    if axes == (1, 3, 5):
+        with pytest.raises(UnsupportedOpError, match="XNNPACK takes at most 6 dimensions, found 7"):
+            to_tflite(program)
+        return
+    assert difference(program, to_tflite(program), 3) < 1e-5
+    if kind != "sum":
+        quantized = quantize_program(program)
+        assert difference(quantized, to_tflite(quantized), 2) < (1.001 if kind == "mean" else 1e-3)

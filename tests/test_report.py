@@ -57,6 +57,7 @@ def test_json_has_every_key_of_the_schema() -> None:
     assert set(values["artifacts"]["onnx"]) == {"path", "sha256", "size_bytes"}
     assert values["accuracy"] == {
         "float": 0.984, "onnx": 0.982, "tflite": 0.984, "drop_points": 0.2, "num_samples": 500,
+        "drop_error_points": None,
     }  # fmt: skip
     assert set(values["parity"]["onnx_vs_tflite"]) == {
         "max_lsb", "fraction_within_1_lsb", "top1_agreement", "num_samples", "max_relative_error",

@@ -5,18 +5,22 @@ from a script here, so that every decision is known; tests/test_search_run.py ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from reports import REPORT
 
 from edgecnn.making import Plan
 from edgecnn.recipe import Recipe
-from edgecnn.report.results import SpeedupFigures
+from edgecnn.report.build import budget_misses
+from edgecnn.report.results import AccuracyFigures, SpeedupFigures
 from edgecnn.search import guard as guard_module
 from edgecnn.search import speed as speed_module
 from edgecnn.search.cures import quantizer_of, to_be_timed, training, with_float_layers, with_quantizer
 from edgecnn.search.guard import Guard
+from edgecnn.search.improve import may_miss_accuracy, misses_accuracy
 from edgecnn.search.speed import LayerTime, hasten
 from edgecnn.search.workbench import Trial
 
@@ -36,7 +40,10 @@ class Bench:
     def try_accuracy(self, change: str, plan: Plan) -> tuple[Trial, Any]:
         drop = self.script.get(change.split(" ")[0], self.script["otherwise"])
         error = drop if isinstance(drop, str) else ""
-        trial = Trial(change, error=error) if error else Trial(change, drop, 1 - drop / 50)
+        drop, spread = drop if isinstance(drop, tuple) else (drop, None)
+        trial = Trial(change, error=error)
+        if not error:
+            trial = Trial(change, drop, 1 - drop / 50, drop_error=spread, num_samples=2000)
         self.trials.append(trial)
         self.plans[change] = plan
         return trial, None if error else SimpleNamespace(program=None)
@@ -93,6 +100,51 @@ def test_cures_are_tried_from_the_cheapest_to_the_dearest(monkeypatch: pytest.Mo
     ]
     assert not found.is_met and found.changes == [] and found.plan == PLAN
     assert found.advice.startswith("the best of 11 tries loses 2 points")
+
+
+def test_a_drop_within_the_budget_by_less_than_its_error_has_cheap_cures_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0.25 +- 0.4 does not show 0.3; AdaRound's 0.1 +- 0.3 neither, and is the best."""
+    script = {"otherwise": (0.25, 0.4), "as": (0.25, 0.4), "observer": (0.25, 0.4), "AdaRound": (0.1, 0.3)}
+    found, bench = run_guard(monkeypatch, 0.3, can_train=True, **script)
+    assert bench.tried[-1] == "BRECQ" and len(bench.tried) == 9, "no layers in float, no training"
+    assert found.is_met and found.changes == ["AdaRound"]
+    expected = "measured 0.10 +- 0.30 points on 2,000 images: some 4,500 would be needed to show it"
+    assert found.note == expected
+
+
+def test_a_drop_that_is_shown_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, bench = run_guard(monkeypatch, 0.3, otherwise=(0.25, 0.4), AdaRound=(0.1, 0.2))
+    assert bench.tried[-1] == "AdaRound" and found.is_met and found.note == ""
+
+
+def test_where_nothing_has_a_smaller_drop_the_recipe_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = run_guard(monkeypatch, 0.3, otherwise=(0.28, 0.01), **{"as": (0.2, 0.4)})
+    assert found.is_met and found.changes == [] and found.plan == PLAN
+
+
+def test_of_equal_drops_the_one_that_agrees_more_with_float_is_kept() -> None:
+    guard = Guard(Bench(otherwise=0.0), PLAN, 0.3)  # type: ignore[arg-type]
+    first, second = Trial("", 0.2, 0.95), Trial("", 0.2, 0.97)
+    assert guard._rank(second) < guard._rank(first) < guard._rank(Trial("", 0.25, 0.99))
+
+
+def test_a_search_starts_where_the_error_reaches_over_the_budget() -> None:
+    def with_drop(drop: float, error: float | None) -> Any:
+        figures = AccuracyFigures(0.9, 0.9 - drop / 100, None, drop, 2000, error)
+        return replace(REPORT, accuracy=figures)
+
+    fp16 = Plan(Recipe.load("fp16").passes)
+    assert may_miss_accuracy(with_drop(0.25, 0.4), PLAN, 0.3)
+    assert not misses_accuracy(with_drop(0.25, 0.4), 0.3), "the exit code is that of the measured drop"
+    assert not may_miss_accuracy(with_drop(0.25, 0.05), PLAN, 0.3)
+    assert not may_miss_accuracy(with_drop(0.25, None), PLAN, 0.3)
+    assert not may_miss_accuracy(with_drop(0.25, 0.4), fp16, 0.3), "nothing to search"
+    assert may_miss_accuracy(with_drop(0.4, 0.1), fp16, 0.3)
+    assert not may_miss_accuracy(with_drop(0.4, 0.1), PLAN, None)
+    said = budget_misses(with_drop(0.4, 0.1), 0.3, None, None)
+    assert said == ["accuracy drops by 0.4 points, the budget is 0.3 (0.40 +- 0.10 points on 2,000 images)"]
 
 
 def test_a_cure_that_helps_is_built_on_and_one_that_does_not_is_dropped(

@@ -13,6 +13,9 @@ from edgecnn.export.tflite_padding import WindowPadding, choose_padding, counted
 from edgecnn.graph.interpolation import has_exact_weights
 from edgecnn.graph.program import Op, Program, QuantParams
 
+MOST_DIMS = 6
+"""XNNPACK's tensors have no more dimensions, and a file whose SUM has more does not load."""
+
 _NHWC: Order = (0, 2, 3, 1)
 
 
@@ -161,8 +164,59 @@ def reduce_axes(lowering: Lowering, op: Op, operator: str) -> None:
     index, order = lowering.read(x.name), lowering.order(x.name)
     stored_axes = sorted(order.index(axis) for axis in axes)
     new_order = order if keepdim else reduced_order(x.shape, order, axes)
-    inputs = (index, lowering.integers("axes/" + "_".join(map(str, stored_axes)), stored_axes))
-    lowering.write(op.output, new_order, operator, inputs, {"keepDims": keepdim})
+    if len(order) > MOST_DIMS:
+        output = _reduce_merged(lowering, op, operator, index, frozenset(stored_axes))
+        lowering.place(
+            op.output, lowering.write_reshape(output, lowering.new_tensor(op.output, new_order)), new_order
+        )
+        return
+    lowering.write(
+        op.output, new_order, operator, (index, _stored(lowering, stored_axes)), {"keepDims": keepdim}
+    )
+
+
+def _stored(lowering: Lowering, axes: Sequence[int]) -> int:
+    return lowering.integers("axes/" + "_".join(map(str, axes)), axes)
+
+
+def _reduce_merged(lowering: Lowering, op: Op, operator: str, index: int, axes: frozenset[int]) -> int:
+    """Write a reduction with neighbours that are reduced, or kept, as one dimension; return its output.
+
+    Args:
+        lowering: where it is written.
+        op: the reduction.
+        operator: its name in TFLite.
+        index: file tensor that is read.
+        axes: of its stored dimensions.
+    """
+    sizes, reduced = merged_dims(lowering.graph.tensors[index].shape, axes)
+    if len(sizes) > MOST_DIMS:
+        raise lowering.unsupported(op, f"XNNPACK takes at most {MOST_DIMS} dimensions, found {len(sizes)}")
+    kept = [size for dim, size in enumerate(sizes) if dim not in reduced]
+    y = lowering.tensor(op.output)
+    output = lowering.graph.add_tensor(f"{op.output}/merged", kept, y.dtype, y.quant)
+    inputs = (lowering.reshape(index, sizes, "/merged"), _stored(lowering, reduced))
+    return lowering.graph.add_operator(operator, inputs, output, {"keepDims": False})
+
+
+def merged_dims(shape: Sequence[int], axes: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sizes of neighbouring dimensions that are all in `axes`, or all not, and which are in it.
+
+    The batch stays by itself; a kept size of 1 goes with its neighbour.
+
+    Example: swin_v2's windows.
+        >>> merged_dims((-1, 8, 8, 7, 7, 3, 32), frozenset({3, 4}))
+        ((-1, 64, 49, 96), (2,))
+    """
+    sizes, kinds = [shape[0]], [False]
+    for dim, size in enumerate(shape[1:], 1):
+        is_reduced = dim in axes
+        if len(sizes) > 1 and (kinds[-1] == is_reduced or (size == 1 and not is_reduced)):
+            sizes[-1] *= size
+        else:
+            sizes.append(size)
+            kinds.append(is_reduced)
+    return tuple(sizes), tuple(dim for dim, kind in enumerate(kinds) if kind)
 
 
 def _axes(lowering: Lowering, op: Op, num_dims: int) -> Sequence[int]:

@@ -18,7 +18,7 @@ after.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,8 @@ def remove_ties(
     """
     final = {slots.root(node) for node in slots.fixed}
     integer = [held for held in slots.held if held not in slots.floats.nodes]
-    _fit_additions(slots, by_root, final, integer, nearest=nearest)
+    for held in reversed(integer):
+        _fit_addition(slots, by_root, final, held, nearest=nearest)
     for held in reversed(integer):
         fit_inputs(slots, by_root, final, held, nearest=nearest)
     for held in integer:
@@ -146,34 +147,33 @@ def remove_ties(
             final.add(y)
 
 
-def _fit_additions(
+def _fit_addition(
     slots: Slots,
     by_root: dict[fx.Node, tuple[float, int]],
     final: set[fx.Node],
-    integer: Sequence[fx.Node],
+    held: fx.Node,
     *,
     nearest: bool,
 ) -> None:
-    """Adjust the scales that additions read, from the last addition to the first; they are final then."""
-    for held in reversed(integer):
-        addition = _arithmetic(held, _SUMS)
-        if addition is None:
+    """Fit the operands of an addition to its output, and that to a number or prescribed scale among them."""
+    addition = _arithmetic(held, _SUMS)
+    if addition is None:
+        return
+    y = slots.root(held)
+    offset = _prescribed_step(slots, addition, by_root[y][0])
+    if offset and y not in final:
+        scale, zero_point = by_root[y]
+        by_root[y] = (offset_scale(offset, scale), zero_point)
+    final.add(y)
+    for operand in addition.args[:2]:
+        if not isinstance(operand, fx.Node) or operand not in slots.parent:
             continue
-        y = slots.root(held)
-        offset = _prescribed_step(slots, addition, by_root[y][0])
-        if offset and y not in final:
-            scale, zero_point = by_root[y]
-            by_root[y] = (offset_scale(offset, scale), zero_point)
-        final.add(y)
-        for operand in addition.args[:2]:
-            if not isinstance(operand, fx.Node) or operand not in slots.parent:
-                continue
-            root = slots.root(operand)
-            if root in final:
-                continue
-            scale, zero_point = by_root[root]
-            by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
-            final.add(root)
+        root = slots.root(operand)
+        if root in final:
+            continue
+        scale, zero_point = by_root[root]
+        by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
+        final.add(root)
 
 
 def _factor_scale(slots: Slots, by_root: Mapping[fx.Node, tuple[float, int]], factor: object) -> float:

@@ -27,6 +27,7 @@ from edgecnn.report.results import (
     SizeFigures,
     SpeedupFigures,
 )
+from edgecnn.report.sampling import drop_error, drop_text
 from edgecnn.report.schema import to_values
 from edgecnn.runner.environment import describe_environment
 
@@ -189,10 +190,11 @@ def _accuracy(parts: ReportParts) -> AccuracyFigures | None:
     found = [top1.get(n) for n in parts.files]
     if not floats or floats[0] is None or any(value is None for value in found):
         return None
-    drop = 100.0 * (floats[0] - min(value for value in found if value is not None))
-    return AccuracyFigures(
-        floats[0], top1.get("onnx"), top1.get("tflite"), drop, parts.predictions.num_samples
-    )
+    worst = min(parts.files, key=lambda name: top1[name])
+    drop, total = 100.0 * (floats[0] - top1[worst]), parts.predictions.num_samples
+    changed = parts.predictions.changed.get(worst)
+    error = None if changed is None else drop_error(changed[0], changed[1], total)
+    return AccuracyFigures(floats[0], top1.get("onnx"), top1.get("tflite"), drop, total, error)
 
 
 def _latency(parts: ReportParts) -> LatencyReport | None:
@@ -338,7 +340,9 @@ def budget_misses(
                 + _without_labels(report)
             )
         else:
-            misses.append(f"accuracy drops by {drop:.4g} points, the budget is {max_drop:g}")
+            found = report.accuracy
+            counted = drop_text(found.drop_points, found.drop_error_points, found.num_samples)
+            misses.append(f"accuracy drops by {drop:.4g} points, the budget is {max_drop:g} ({counted})")
     if must_be_faster:
         misses += _not_faster(report)
     for name, artifact in report.artifacts.items():

@@ -36,6 +36,7 @@ from edgecnn.report.page import (
 from edgecnn.report.plots import Bar, Dot, Ratio, bars, forest, scatter
 from edgecnn.report.pruning_page import pruned_row, pruning_sections
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report
+from edgecnn.report.sampling import drop_text
 from edgecnn.report.terminal import FILES, PAIRS, parity_text, preprocess_text
 
 SERIES = {"onnx": 1, "tflite": 2}
@@ -245,6 +246,9 @@ def _accuracy_section(report: Report) -> Section:
                     )
                 )
     lead = f"{accuracy.num_samples} labelled images." if accuracy else "Top-1 was not measured."
+    if accuracy and accuracy.drop_error_points is not None:
+        counted = drop_text(accuracy.drop_points, accuracy.drop_error_points, accuracy.num_samples)
+        lead += f" The drop is {counted} (one standard error, of the same images before and after)."
     if blocks:
         lead += f" {PARETO_TEXT}"
     rows = []

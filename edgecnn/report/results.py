@@ -125,6 +125,8 @@ class AccuracyFigures:
         tflite_top1: of the TFLite file, or None if it was not made.
         drop_points: float minus the worse file, in percentage points.
         num_samples: labelled images.
+        drop_error_points: standard error of the drop, from the images on which float and file differ in
+            being right; None where that is not known.
     """
 
     float_top1: float = field(metadata={"key": "float"})
@@ -132,6 +134,7 @@ class AccuracyFigures:
     tflite_top1: float | None = field(metadata={"key": "tflite"})
     drop_points: float
     num_samples: int
+    drop_error_points: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -27,7 +27,8 @@ def search_facts(detail: Mapping[str, Any]) -> str:
     changes = "; ".join(detail.get("changes") or [])
     goal = _GOALS.get(str(detail.get("goal")), str(detail.get("goal")))
     if detail.get("is_met"):
-        return f"{goal}: reached after {count}" + (f" by {changes}" if changes else "")
+        note = f"; {detail['note']}" if detail.get("note") else ""
+        return f"{goal}: reached after {count}" + (f" by {changes}" if changes else "") + note
     best = f", the best: {changes}" if changes else ", nothing helped"
     advice = f"; {detail['advice']}" if detail.get("advice") else ""
     return f"{goal}: NOT reached in {count}{best}{advice}"
@@ -51,8 +52,8 @@ def slow_layer_facts(detail: Mapping[str, Any]) -> str:
 def search_section(detail: Mapping[str, Any]) -> Section:
     """Return every way that was tried, with its figures."""
     trials = list(detail.get("trials") or [])
-    columns = [("drop_points", "drop, points"), ("agreement", "agreement"), ("onnx_speedup", "ONNX speed")]
-    columns += [("tflite_speedup", "TFLite speed"), ("size_share", "size")]
+    columns = [("drop_points", "drop, points"), ("drop_error", "+-"), ("agreement", "agreement")]
+    columns += [("onnx_speedup", "ONNX speed"), ("tflite_speedup", "TFLite speed"), ("size_share", "size")]
     shown = [(key, title) for key, title in columns if any(trial.get(key) is not None for trial in trials)]
     rows: list[tuple[Cell | str, ...]] = []
     for trial in trials:

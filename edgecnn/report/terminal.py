@@ -191,8 +191,11 @@ def _cost_rows(report: Report) -> list[list[RenderableType]]:
         if report.accuracy is None or after is None:
             rows.append([name, "", "", notes])
             continue
-        before = report.accuracy.float_top1
-        verdict = _points(100 * (after - before)).append(f", {notes}" if notes else "", style="dim")
+        before, error = report.accuracy.float_top1, report.accuracy.drop_error_points
+        verdict = _points(100 * (after - before))
+        if error is not None and abs(100 * (before - after) - report.accuracy.drop_points) < 1e-9:
+            verdict.append(f" +- {error:.2f}", style="not bold")
+        verdict.append(f", {notes}" if notes else "", style="dim")
         rows.append([name, percent_text(before), percent_text(after), verdict])
     return _asked("Cost", rows)
 

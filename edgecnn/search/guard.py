@@ -2,10 +2,11 @@
 
     observer -> equalization -> bias correction -> AdaRound, BRECQ -> layers in float -> training -> int16
 
-A cure that helps is kept and the next builds on it. int16 activations, which no CPU computes fast, are kept
-where the files are not slower than float, or where nobody asks how fast they are. Without labels the budget
-bounds disagreement with float instead: of the images on which both answer alike neither gains nor loses, so
-|drop| <= 1 - agreement.
+A cure that helps is kept and the next builds on it. The cheap ones go on until the drop and one standard
+error are within the budget, since a few images cannot tell; the dear ones follow where the measured drop is
+not. int16 activations, which no CPU computes fast, are kept where the files are not slower than float, or
+where nobody asks how fast they are. Without labels the budget bounds disagreement with float instead: of the
+images on which both answer alike neither gains nor loses, so |drop| <= 1 - agreement.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edgecnn.making import Plan, summarize
 from edgecnn.pipeline import run_passes
 from edgecnn.proof import read_images
 from edgecnn.quantize.sensitivity import LayerNoise, layer_sensitivity, pareto
+from edgecnn.report.sampling import unproven_text
 from edgecnn.search.cures import (
     QUANTIZER,
     Cure,
@@ -57,12 +59,14 @@ class Guarded:
         changes: against the first plan, in words.
         is_met: whether the budget is.
         advice: what it would take, where it is not met.
+        note: where it is met as measured, but not with one standard error.
     """
 
     plan: Plan
     changes: list[str] = field(default_factory=list)
     is_met: bool = False
     advice: str = ""
+    note: str = ""
 
 
 def loss_of(trial: Trial) -> float:
@@ -70,6 +74,11 @@ def loss_of(trial: Trial) -> float:
     if trial.drop_points is not None:
         return trial.drop_points
     return math.inf if trial.agreement is None else 100.0 * (1.0 - trial.agreement)
+
+
+def bound_of(trial: Trial) -> float:
+    """Return the drop in points and one standard error."""
+    return loss_of(trial) + (trial.drop_error or 0.0)
 
 
 class Guard:
@@ -99,7 +108,7 @@ class Guard:
             return found
         self._best = (bench.keep(trial), made)
         for cures in CHEAP:
-            if self._is_met():
+            if self._is_shown():
                 break
             self._try_each(cures(found.plan))
         cheap, changes = found.plan, list(found.changes)
@@ -112,15 +121,20 @@ class Guard:
         found.is_met = self._is_met()
         if not found.is_met:
             found.advice = self._advice()
+        best = self._best[0]
+        if best.drop_points is not None:
+            found.note = unproven_text(best.drop_points, best.drop_error, best.num_samples, self._max_drop)
         return found
+
+    def _is_shown(self) -> bool:
+        return self._best is not None and bound_of(self._best[0]) <= self._max_drop + 1e-9
 
     def _is_met(self) -> bool:
         return self._best is not None and loss_of(self._best[0]) <= self._max_drop + 1e-9
 
     def _rank(self, trial: Trial) -> tuple[float, float]:
-        """Return what is to be small: what the budget is exceeded by, then disagreement with float."""
-        disagreement = 1.0 - (trial.agreement or 0.0)
-        return max(loss_of(trial) - self._max_drop, 0.0), disagreement
+        """Return what is to be small: the drop, then disagreement with float."""
+        return round(loss_of(trial), 9), 1.0 - (trial.agreement or 0.0)
 
     def _try_each(self, cures: list[Cure]) -> None:
         """Try alternatives to one another; keep the best of them if it helps."""
@@ -129,7 +143,7 @@ class Guard:
             trial, made = self._bench.try_accuracy(change, plan)
             if made is not None and (best is None or self._rank(trial) < self._rank(best[0])):
                 best = (trial, made, (change, plan))
-            if made is not None and loss_of(trial) <= self._max_drop + 1e-9:
+            if made is not None and bound_of(trial) <= self._max_drop + 1e-9:
                 break
         if best is not None and self._best is not None and self._rank(best[0]) < self._rank(self._best[0]):
             self._accept(*best)

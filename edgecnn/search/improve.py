@@ -10,7 +10,7 @@ from edgecnn.judgement import Made
 from edgecnn.making import Maker, Plan, Prepared, widens
 from edgecnn.report.build import largest_drop
 from edgecnn.report.results import Report
-from edgecnn.search.cures import quantizer_of
+from edgecnn.search.cures import is_static, quantizer_of
 from edgecnn.search.guard import Guard
 from edgecnn.search.speed import MAX_NAMED, hasten, slow_formats
 from edgecnn.search.workbench import Workbench
@@ -23,7 +23,7 @@ class Found:
     Attributes:
         plan: to make the files by; the first where nothing better was found.
         details: for the report: {"pass": "search", "kind": "search", "goal": "accuracy" or "speed", "is_met",
-            "changes", "advice", "trials", and for speed "slow_layers"}.
+            "changes", "advice", "trials", for accuracy "note", for speed "slow_layers"}.
     """
 
     plan: Plan
@@ -34,6 +34,19 @@ def misses_accuracy(report: Report, max_drop: float | None) -> bool:
     """Return whether the files lose more than the budget, on images that can tell."""
     drop = largest_drop(report)
     return max_drop is not None and drop is not None and drop > max_drop + 1e-9
+
+
+def may_miss_accuracy(report: Report, plan: Plan, max_drop: float | None) -> bool:
+    """Return whether the files miss the budget, or keep it by less than the drop's standard error.
+
+    The latter asks for a search only where one can help: in a network that is quantized statically.
+    """
+    if misses_accuracy(report, max_drop):
+        return True
+    found = report.accuracy
+    if max_drop is None or found is None or not is_static(plan):
+        return False
+    return found.drop_points + (found.drop_error_points or 0.0) > max_drop + 1e-9
 
 
 def is_slower(report: Report, device: Device) -> bool:
@@ -49,6 +62,7 @@ def guard_accuracy(maker: Maker, prepared: Prepared, plan: Plan, max_drop: float
     bench = Workbench(maker, prepared)
     found = Guard(bench, plan, max_drop).run()
     detail = {"goal": "accuracy", "is_met": found.is_met, "changes": found.changes, "advice": found.advice}
+    detail["note"] = found.note
     return Found(found.plan, [_detail(bench, detail)])
 
 

@@ -19,6 +19,7 @@ from edgecnn.pipeline import Need
 from edgecnn.proof import Candidate, predict, read_images, temporary_folder
 from edgecnn.report.build import speedup_figures
 from edgecnn.report.results import SpeedupFigures
+from edgecnn.report.sampling import drop_error
 from edgecnn.search.cures import to_be_timed
 
 
@@ -29,6 +30,8 @@ class Trial:
     Attributes:
         change: against the plan before it, in words.
         drop_points: float's top-1 minus the file's, in percentage points; None without labels or not asked.
+        drop_error: standard error of the drop, in percentage points; None where that is not known.
+        num_samples: images that it was judged on.
         agreement: fraction of images with float's first class, None if not asked.
         speedup: over float by format, empty if not asked.
         size_share: of float's size, of the file that is larger in this respect; None if not asked.
@@ -45,13 +48,15 @@ class Trial:
     seconds: float = 0.0
     kept: bool = False
     error: str = ""
+    drop_error: float | None = None
+    num_samples: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-ready, with a ratio per format."""
         ratios = {f"{name}_speedup": figures.ratio for name, figures in self.speedup.items()}
         own = {
             name: getattr(self, name)
-            for name in ("change", "drop_points", "agreement", "size_share", "error")
+            for name in ("change", "drop_points", "drop_error", "agreement", "size_share", "error")
         }
         return {**own, **ratios, "seconds": self.seconds, "kept": self.kept}
 
@@ -112,7 +117,11 @@ class Workbench:
                 )
             right, before = found.top1[chosen], found.top1[f"float_{chosen}"]
             drop = None if right is None or before is None else 100.0 * (before - right)
-            trial = Trial(change, drop, found.agreement[chosen])
+            changed = found.changed.get(chosen)
+            spread = None if drop is None or changed is None else drop_error(*changed, found.num_samples)
+            trial = Trial(
+                change, drop, found.agreement[chosen], drop_error=spread, num_samples=found.num_samples
+            )
         except EdgeCNNError as error:
             trial = Trial(change, error=error.message)
         return self._noted(trial, started), made
