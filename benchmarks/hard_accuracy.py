@@ -209,7 +209,7 @@ class Subset:
 
 def make_peers(bench: Bench, python: str, cache: Path) -> Path:
     """Let the peers write their files and return the folder."""
-    folder = cache / "peers" / bench.name
+    folder = cache / "peers" / bench.weights.stem
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "calibration.npy", bench.train.inputs(list(bench.calibration)))
     paths = f"{runs.ROOT}{os.pathsep}{runs.ROOT / 'benchmarks'}"
@@ -252,7 +252,7 @@ def measure(bench: Bench, name: str, peers_python: str | None, cache: Path) -> d
     """Return one row."""
     started = time.process_time()
     if name in PEERS:
-        path = cache / "peers" / bench.name / PEERS[name]
+        path = cache / "peers" / bench.weights.stem / PEERS[name]
         if not path.is_file() and peers_python is not None:
             make_peers(bench, peers_python, cache)
         if not path.is_file():
