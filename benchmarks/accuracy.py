@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import edgecnn
+from benchmarks.nets import import_torchvision_models
 from edgecnn.data import Dataset, open_dataset
 from edgecnn.export.files import FORMATS, FileOptions, write_model
 from edgecnn.graph.build import build_program
@@ -88,6 +89,7 @@ def judge(network: str, data: Path, cache: Path) -> None:
         jpeg = unpack(data / "cifar10" / "test_jpeg.tar.gz", cache)
         sets = {"test1000": data / "cifar10" / "test1000.npz", "jpeg": jpeg}
     else:
+        import_torchvision_models()
         mean, std = (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3  # these weights are Caffe's
         load = LoadOptions(arch=f"torchvision:{network}", mean=mean, std=std)
         weights = data / "weights" / f"{network}.safetensors"
