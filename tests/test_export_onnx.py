@@ -211,6 +211,24 @@ def test_all_256_levels(kind: str, out_quant: QuantParams, attributes: dict[str,
     np.testing.assert_array_equal(got["y"], shifted(want, dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("zero_point", [-128, -20, 127])
+@pytest.mark.parametrize("side", [3, 5, 7])
+def test_average_pools_that_leave_padding_out(side: int, zero_point: int, dtype: str) -> None:
+    same, shape = quant(0.05, zero_point), (BATCH, 8, 12, 12)
+    attributes = {
+        "kernel": (side, side),
+        "stride": (1, 1),
+        "padding": (side // 2,) * 4,
+        "count_include_pad": False,
+    }
+    program = one_op("avg_pool2d", Tensor("y", shape, "int8", same), same, attributes)
+    x = np.random.default_rng(side).integers(-128, 128, (3, *shape[1:])).astype(np.int8)
+    model = to_onnx(program, OnnxOptions(activation_dtype=dtype, io=dtype))
+    want = run_program(program, {"x": same.dequantize(x)})["y"]
+    np.testing.assert_array_equal(run(model, {"x": shifted(x, dtype)})["y"], shifted(want, dtype))
+
+
 @pytest.mark.parametrize("opset", [13, 18, 21])
 @pytest.mark.parametrize("axes", [(1,), (2,), (2, 3), (1, 2, 3)])
 @pytest.mark.parametrize("keepdim", [True, False])

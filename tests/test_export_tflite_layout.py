@@ -159,6 +159,17 @@ def test_a_shuffle_in_int8_computes_the_same_integers() -> None:
     assert difference(program, file, 2) == 0.0
 
 
+def test_an_average_that_leaves_padding_out_is_the_same_integers() -> None:
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1), "count_include_pad": False}
+    for clamp in ((0.0, None), (None, None)):
+        program = quantize_program(
+            make(lambda b, x, c=clamp: b.op("avg_pool2d", b.conv2d(x, 16, 1, clamp=c), **window))
+        )
+        file = to_tflite(program)
+        assert "AVERAGE_POOL_2D" in TfliteSession(file).operators()
+        assert difference(program, file, 8) == 0.0
+
+
 def test_flatten_before_linear_goes_into_the_weight() -> None:
     session = TfliteSession(to_tflite(float_sample("linear")))
     assert session.operators() == ["RESHAPE", "FULLY_CONNECTED", "FULLY_CONNECTED"]

@@ -113,6 +113,15 @@ def test_avg_pool_counts_padding_only_when_asked() -> None:
     assert excluded.ravel().tolist() == [4] * 4
 
 
+def test_avg_pool_that_leaves_padding_out_averages_levels() -> None:
+    # corners 2 x 2 of 3 levels and 0 outside: halves go away from level 0, whatever the zero point is
+    quant = per_tensor(1.0, -128)
+    x = int8([[[[1, 0, 0, -1], [0, 0, 0, -1], [3, 0, 0, 0], [3, 0, 0, 0]]]]), quant
+    window = {"kernel": (3, 3), "stride": (3, 3), "padding": (1, 1, 1, 1), "count_include_pad": False}
+    # 1 / 4, -2 / 4, 6 / 4, 0 / 4
+    assert compute("avg_pool2d", x, out=quant, **window).tolist() == [[[[0, -1], [2, 0]]]]
+
+
 def test_max_pool_padding_never_wins() -> None:
     quant = per_tensor(1.0, 0)
     x = np.full((1, 1, 2, 2), -128, np.int8), quant

@@ -26,6 +26,7 @@ from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
 from edgecnn.export.onnx_resize import write_resize
 from edgecnn.export.onnx_transposed import write_phases
 from edgecnn.graph.program import Array, Op, QuantParams
+from edgecnn.graph.windows import leaves_padding_out
 
 Writer = Callable[[GraphBuilder, Op], None]
 
@@ -224,16 +225,24 @@ def _pool_attributes(op: Op) -> dict[str, Any]:
 
 
 def _avg_pool2d(graph: GraphBuilder, op: Op) -> None:
-    """Write AveragePool with scale 1: parameters that stay cancel, and a mean that ends in .5 is exact."""
+    """Write AveragePool with scale 1: parameters that stay cancel, and a mean that ends in .5 is exact.
+
+    Where windows leave padding out, the levels are averaged, and the output's scale is a little less than 1:
+    that takes halves away from level 0 (see `leaves_padding_out`). 2^-14 moves 0.5 by more than float32
+    resolves beside a zero point of 128, and 127.5 by less than what is between means of up to 63 levels.
+    """
     count_include_pad = int(bool(op.attributes["count_include_pad"]))
     attributes = _pool_attributes(op) | {"count_include_pad": count_include_pad}
     x, y = graph.tensor(op.inputs[0]), graph.tensor(op.output)
     if x.quant is None or y.quant is None or not same_params(x.quant, y.quant):
         graph.store(op, "AveragePool", [graph.real(op, x.name)], attributes)
         return
-    unit = QuantParams(np.asarray(1, np.float32), x.quant.zero_point)
+    levels = x.dtype == "int8" and leaves_padding_out(op, x.shape[2:], y.shape[2:])
+    zero_point = 0 if levels else x.quant.zero_point
+    unit = QuantParams(np.asarray(1, np.float32), zero_point)
+    written = QuantParams(np.asarray(1 - 2.0**-14 if levels else 1, np.float32), zero_point)
     real = graph.dequantize(op, graph.integers(x.name), unit)
-    graph.store_quantized(op, graph.node(op, "AveragePool", [real], None, attributes), unit)
+    graph.store_quantized(op, graph.node(op, "AveragePool", [real], None, attributes), written)
 
 
 def _mean(graph: GraphBuilder, op: Op) -> None:

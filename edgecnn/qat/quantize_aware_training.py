@@ -55,8 +55,8 @@ class QuantizeAwareTraining(TrainSettings):
             none it is 1.
         settle: share of the epochs, the last ones, in which step sizes are fixed and the rest is trained to
             them, at a quarter of the rate; the files then compute what was trained. Of "lsq"; 0 for none.
-        float_layers: names or patterns of layers that compute in float, as in `QuantizeStatic`; there they are
-            trained in float too, and rounded on the way into int8 alone.
+        float_layers: names or patterns of layers that compute in float, as in `QuantizeStatic`; there they
+            are trained in float too, and rounded on the way into int8 alone.
         split_concats: give concatenated values scales of their own where they differ much.
         unsupported: "float" leaves operators without an int8 form in float, "error" refuses them.
         temperature: of the teacher's answers.

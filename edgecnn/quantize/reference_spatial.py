@@ -3,6 +3,7 @@
 All but mean keep the quantization parameters of their input, so they work on raw int8 values:
 
     avg_pool2d, mean   q_y = round_half_even(sum(q_x - zero_point_x) * (s_x / (count * s_y))) + zero_point_y
+    avg_pool2d that leaves padding out   q_y = round_half_away_from_zero(sum(q_x) / count)
     resize, bilinear   q_y = floor(interpolate(q_x) + 1/2), with weights of 11 bits (see graph.interpolation)
     the others         the same values, moved or compared
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from edgecnn.graph.interpolation import WEIGHT_BITS, integer_weights, interpolation
 from edgecnn.graph.program import Array, QuantParams
+from edgecnn.graph.windows import leaves_padding_out
 from edgecnn.quantize.reference_call import Call, float_scale, to_levels
 
 Positions = tuple[Array, Array, Array]
@@ -46,6 +48,11 @@ def avg_pool2d(call: Call) -> Array:
         count = np.asarray(sum(_windows(ones, call, 0), start=np.zeros((), np.int32)))  # (1, 1, h_out, w_out)
     if not call.is_quantized:
         return np.asarray(total / np.asarray(count, np.float32), np.float32)
+    before, after = call.quant(0), call.output_quant
+    same = before.scale == after.scale and before.zero_point == after.zero_point and x.dtype == np.int8
+    if same and leaves_padding_out(call.op, x.shape[2:], total.shape[2:]):
+        levels = total + count * before.zero_point
+        return np.asarray(np.sign(levels) * ((2 * np.abs(levels) + count) // (2 * count)), np.int8)
     return _averaged(total, count, call.quant(0), call.output_quant)
 
 
