@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from edgecnn.data import distill_images, noise_images, open_dataset
-from edgecnn.data.synthetic import batch_norm_loss, natural_noise, plan_work
+from edgecnn.data.noise import natural_noise
+from edgecnn.data.synthetic import batch_norm_loss, plan_work
 from edgecnn.errors import DataError
 from edgecnn.model import Model, ModelSpec, TensorSpec
 from edgecnn.runner.preprocess import Preprocess
@@ -21,13 +22,15 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 IMAGENET = Preprocess((16, 16), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def to_model(net: nn.Module, preprocess: Preprocess, fixed_batch: int | None = None) -> Model:
+def to_model(
+    net: nn.Module, preprocess: Preprocess, fixed_batch: int | None = None, classes: int = 10
+) -> Model:
     shape = (preprocess.num_channels, *preprocess.size)
     dynamic = None if fixed_batch else ({0: torch.export.Dim("n")},)
     program = torch.export.export(
         net.eval(), (torch.randn(fixed_batch or 2, *shape),), dynamic_shapes=dynamic
     )
-    inputs, outputs = (TensorSpec("x", (None, *shape)),), (TensorSpec("y", (None, 10)),)
+    inputs, outputs = (TensorSpec("x", (None, *shape)),), (TensorSpec("y", (None, classes)),)
     spec = ModelSpec("net", inputs, outputs, "classification", None, preprocess)
     return Model(program.module(), spec, fixed_batch=fixed_batch)
 
@@ -109,14 +112,47 @@ def test_large_networks_get_fewer_images() -> None:
     assert 4 <= images < 32
     assert images * steps * 4e9 <= 1.2e12
     assert plan_work(1e12, 32) == (4, 20)
+    assert plan_work(4e9, 32, max_steps=20) == (15, 20)  # 1.2e12 / 4e9 / 20
 
 
-def test_no_batch_norm_gives_noise_and_a_stronger_warning() -> None:
+def colour_net(*last: nn.Module) -> nn.Module:
+    """Return a classifier that tells which of the three colours an image has most of."""
+    linear = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(8.0 * torch.eye(3))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear, *last)
+
+
+@pytest.mark.parametrize("last", [(), (nn.Softmax(1),)], ids=["logits", "probabilities"])
+@pytest.mark.parametrize("fixed_batch", [None, 4])
+def test_a_classifier_without_batch_norm_gets_images_that_it_is_sure_of(
+    last: tuple[nn.Module, ...], fixed_batch: int | None
+) -> None:
+    model = to_model(colour_net(*last), IMAGENET, fixed_batch=fixed_batch, classes=3)
+    data = distill_images(model, 6, seed=0)
+    colours = torch.from_numpy(data.inputs(range(6))).mean((2, 3))
+    assert sorted(colours.argmax(1).tolist()) == [0, 0, 1, 1, 2, 2]  # every class drawn as often
+    sure = torch.softmax(8.0 * colours, 1).amax(1)
+    noise = torch.from_numpy(noise_images(IMAGENET, 6, seed=0).inputs(range(6))).mean((2, 3))
+    assert sure.min() > 0.98 > torch.softmax(8.0 * noise, 1).amax(1).min()
+    assert "no BatchNorm to learn from; accuracy is unmeasured" in data.warnings[0]
+    assert (data.inputs(range(6)) == distill_images(model, 6, seed=0).inputs(range(6))).all()
+    assert (data.inputs(range(6)) != distill_images(model, 6, seed=1).inputs(range(6))).any()
+
+
+def test_more_images_than_classes_and_one_batch() -> None:
+    data = distill_images(to_model(colour_net(), IMAGENET, classes=3), 34, seed=0)
+    colours = data.inputs(range(34)).mean((2, 3)).argmax(1)
+    assert sorted(np.bincount(colours, minlength=3)) == [11, 11, 12]
+
+
+def test_neither_batch_norm_nor_classes_gives_noise_and_a_stronger_warning() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     model = to_model(net, IMAGENET)
+    model = replace(model, spec=replace(model.spec, task="other"))
     data = distill_images(model, 4, seed=3)
     assert (data.inputs(range(4)) == noise_images(IMAGENET, 4, seed=3).inputs(range(4))).all()
-    assert "no BatchNorm to learn from" in data.warnings[0]
+    assert "no BatchNorm and no classes to learn from" in data.warnings[0]
     assert "do not ship this file" in data.warnings[0]
     with pytest.raises(DataError, match="net: the network has no BatchNorm layer"):
         batch_norm_loss(model, data.inputs([0]))

@@ -113,9 +113,14 @@ def test_channels_and_the_input_depend_on_the_target() -> None:
     assert "channel_multiple" not in x86  # 24 is a multiple of 8
 
 
-def test_no_statistics_and_no_data_is_a_warning() -> None:
-    found = findings(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()))
+@pytest.mark.parametrize(
+    ("head", "source"),
+    [((), "noise"), ((nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)), "images made up")],
+)
+def test_no_statistics_and_no_data_is_a_warning(head: tuple[nn.Module, ...], source: str) -> None:
+    found = findings(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *head))
     assert found["no_statistics"]["level"] == "warning"
+    assert f"without --data, scales come from {source}" in found["no_statistics"]["why"]
     assert "--data" in found["no_statistics"]["action"]
 
 

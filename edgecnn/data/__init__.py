@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from edgecnn.data.dataset import require_labels as require_labels
     from edgecnn.data.dataset import split_indices as split_indices
     from edgecnn.data.geometry import resize_and_crop as resize_and_crop
+    from edgecnn.data.noise import noise_images as noise_images
     from edgecnn.data.source import open_dataset as open_dataset
     from edgecnn.data.synthetic import distill_images as distill_images
-    from edgecnn.data.synthetic import noise_images as noise_images
 
 _HOMES = {
     "ArrayDataset": "arrays",
@@ -27,7 +27,7 @@ _HOMES = {
     "Split": "dataset",
     "distill_images": "synthetic",
     "iterate_batches": "dataset",
-    "noise_images": "synthetic",
+    "noise_images": "noise",
     "open_dataset": "source",
     "require_labels": "dataset",
     "resize_and_crop": "geometry",

@@ -1,18 +1,14 @@
-"""Images for calibration when there are no data: distilled from BatchNorm statistics, or noise.
+"""Images for calibration when there are no data: made up to please the network.
 
-A trained network remembers in each BatchNorm layer l the mean m_l and variance v_l (per channel) of what
-came in during training. Images x, starting from noise, are moved by Adam until the network sees those again:
+Images x, starting from noise, are moved by Adam until the network takes them for what it was trained on:
 
-    loss(x) = sum_l (|mean(a_l(x)) - m_l|^2 + |std(a_l(x)) - sqrt(v_l)|^2) / sum(v_l)
-              + 0.1 * ((mean(x) - 0.45)^2 + (std(x) - 0.25)^2) + 0.02 * TV(x)
+    loss(x) = objective(x) + 0.1 * ((mean(x) - 0.45)^2 + (std(x) - 0.25)^2) + 0.02 * TV(x)
 
-with a_l(x) the input of layer l, mean and std over (n, h, w), x in 0..1 before the Preprocess, per colour.
-0.45 and 0.25 are what the usual normalisation takes to mean 0 and variance 1; TV, the mean absolute
-difference of neighbouring pixels, keeps the images smooth. Dividing by sum(v_l) makes each layer count
-alike. x stays within 0..1 and ends as 8-bit pixels, so the network gets nothing that a camera could not give.
-
-**Source**: Y. Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework, CVPR 2020, arXiv:2001.00281,
-equation 3.
+with the objective of edgecnn.data.objectives (BatchNorm statistics; where there are none, classes), mean and
+std over (n, h, w), x in 0..1 before the Preprocess, per colour. 0.45 and 0.25 are what the usual
+normalisation takes to mean 0 and variance 1; TV, the mean absolute difference of neighbouring pixels, keeps
+the images smooth. x stays within 0..1 and ends as 8-bit pixels, so the network gets nothing that a camera
+could not give.
 """
 
 from __future__ import annotations
@@ -20,22 +16,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from edgecnn.data.arrays import ArrayDataset
 from edgecnn.data.geometry import Pixels
-from edgecnn.errors import DataError
+from edgecnn.data.noise import PRIOR_MEAN, PRIOR_STD, check_num_images, natural_noise, noise_images
+from edgecnn.data.objectives import (
+    MAX_BATCH,
+    MAX_STEPS,
+    BatchNormStatistics,
+    ClassConfidence,
+    Loss,
+    Objective,
+    has_batch_norm,
+    has_classes,
+)
 from edgecnn.model import Model
 from edgecnn.runner.preprocess import Preprocess
 
-PRIOR_MEAN, PRIOR_STD = 0.45, 0.25
-MAX_STEPS, GOOD_STEPS, MIN_STEPS = 50, 35, 20
-MAX_BATCH, MIN_IMAGES = 32, 4
+GOOD_STEPS, MIN_STEPS = 35, 20
+MIN_IMAGES = 4
 WORK_BUDGET = 1.2e12
 """Work of all forward passes, 1 per multiply-accumulate and 200 per activation: about 40 s on one core."""
 MAX_SECONDS = 120.0
@@ -43,80 +46,9 @@ MAX_SECONDS = 120.0
 _LEARNING_RATE = 0.05
 _TOLERATED_RISE, _BACK_OFF = 1.1, 0.3
 _PRIOR_WEIGHT, _SMOOTHNESS_WEIGHT = 0.1, 0.02
-_WORK_PER_ACTIVATION = 200
-_BATCH_NORM = torch.ops.aten.batch_norm.default
-_CONVS = (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default)
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
-
-
-@dataclass(frozen=True)
-class _LayerStatistics:
-    """What one BatchNorm layer saw, and what it should have seen: per channel, differentiable."""
-
-    input: torch.Tensor  # (n, c, ...)
-    running_mean: torch.Tensor  # (c,)
-    running_var: torch.Tensor  # (c,)
-
-    def loss(self) -> torch.Tensor:
-        """Return the squared distance of mean and std, relative to the layer's variance."""
-        dims = [0, *range(2, self.input.dim())]
-        var, mean = torch.var_mean(self.input, dims, correction=0)
-        std = torch.sqrt(var + 1e-8)
-        distance = (mean - self.running_mean).square().sum() + (std - self.running_var.sqrt()).square().sum()
-        return distance / (self.running_var.sum() + 1e-8)
-
-
-class _Finished(Exception):  # noqa: N818
-    """The last BatchNorm is reached; what follows is not needed."""
-
-
-class _Capture(fx.Interpreter):
-    """Run a graph as far as its last BatchNorm and keep what each of them sees.
-
-    Parameters are detached, so that no gradients are computed for them.
-    """
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        nodes = _batch_norm_nodes(graph)
-        self._last = nodes[-1]
-        self._layers: list[_LayerStatistics] = []
-        self.work = 0.0
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node, noting statistics and work."""
-        if n.op == "call_function" and n.target is _BATCH_NORM:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self._layers.append(_LayerStatistics(args[0], args[3], args[4]))
-            if n is self._last:
-                raise _Finished
-        result = super().run_node(n)
-        if n.op == "get_attr" and isinstance(result, torch.Tensor):
-            return result.detach()
-        if isinstance(result, torch.Tensor):
-            self.work += result.numel() * (_WORK_PER_ACTIVATION + self._macs_per_value(n))
-        return result
-
-    def _macs_per_value(self, n: fx.Node) -> int:
-        if n.target not in _CONVS:
-            return 0
-        args, _ = self.fetch_args_kwargs_from_env(n)
-        return int(args[1].shape[1:].numel())
-
-    def layers(self, x: torch.Tensor) -> list[_LayerStatistics]:
-        """Return what every BatchNorm sees for x (n, c, h, w)."""
-        self._layers, self.work = [], 0.0
-        try:
-            self.run(x)
-        except _Finished:
-            self.env = {}
-        return self._layers
-
-
-def _batch_norm_nodes(graph: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in graph.graph.nodes if node.op == "call_function" and node.target is _BATCH_NORM]
 
 
 def _to_input(x: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
@@ -148,14 +80,11 @@ def batch_norm_loss(model: Model, inputs: np.ndarray[Any, Any]) -> float:
     Raises:
         DataError: if the network has no BatchNorm.
     """
-    if not _batch_norm_nodes(model.graph):
-        raise DataError(f"{model.spec.name}: the network has no BatchNorm layer, expected at least one")
     with torch.no_grad():
-        losses = [layer.loss() for layer in _Capture(model.graph).layers(torch.from_numpy(inputs))]
-    return float(torch.stack(losses).mean())
+        return float(BatchNormStatistics(model).losses(torch.from_numpy(inputs)).mean())
 
 
-def plan_work(work_per_image: float, num_images: int) -> tuple[int, int]:
+def plan_work(work_per_image: float, num_images: int, max_steps: int = MAX_STEPS) -> tuple[int, int]:
     """Choose how many images to distil, and in how many steps, the same on every machine.
 
     Few good images calibrate better than many unfinished ones, so images are given up before steps.
@@ -163,6 +92,7 @@ def plan_work(work_per_image: float, num_images: int) -> tuple[int, int]:
     Args:
         work_per_image: of one forward pass of one image, in the unit of WORK_BUDGET.
         num_images: asked for.
+        max_steps: after which the objective is as good as reached.
 
     Returns:
         (images, steps).
@@ -171,14 +101,17 @@ def plan_work(work_per_image: float, num_images: int) -> tuple[int, int]:
         >>> plan_work(1e8, 32), plan_work(4e9, 32)
         ((32, 50), (8, 37))
     """
-    affordable = int(WORK_BUDGET / (work_per_image * GOOD_STEPS))
+    affordable = int(WORK_BUDGET / (work_per_image * min(GOOD_STEPS, max_steps)))
     num_images = min(num_images, max(affordable, MIN_IMAGES))
     steps = int(WORK_BUDGET / (work_per_image * num_images))
-    return num_images, min(max(steps, MIN_STEPS), MAX_STEPS)
+    return num_images, min(max(steps, MIN_STEPS), max_steps)
 
 
 def _distill_batch(
-    capture: _Capture, start: torch.Tensor, preprocess: Preprocess, steps: int, report: Callable[[int], bool]
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    steps: int,
+    report: Callable[[int], bool],
 ) -> torch.Tensor:
     """Return the best images (n, c, h, w) in 0..1 of `steps` of Adam, or of fewer where report says stop.
 
@@ -191,8 +124,7 @@ def _distill_batch(
     optimizer = torch.optim.Adam([x], lr=base)
     for step in range(steps):
         optimizer.zero_grad()
-        layers = capture.layers(_to_input(x, preprocess))
-        loss = torch.stack([layer.loss() for layer in layers]).sum() + _image_loss(x)
+        loss = loss_of(x)
         if float(loss.detach()) < best_loss:
             best, best_loss = x.detach().clone(), float(loss.detach())
         stop = report(step + 1)
@@ -218,13 +150,15 @@ def distill_images(
 ) -> ArrayDataset:
     """Make unlabelled images whose BatchNorm statistics match the training data's.
 
-    The number of steps follows from the network's size, so the same seed gives the same images; only a
-    machine so slow that two minutes pass stops earlier, with a warning.
+    A classifier without BatchNorm gets images that it is sure of, of classes drawn at random; any other
+    network without BatchNorm gets `noise_images`. The number of steps follows from the network's size, so
+    the same seed gives the same images; only a machine so slow that two minutes pass stops earlier, with a
+    warning.
 
     Args:
-        model: the network. Without BatchNorm it gets `noise_images`.
+        model: the network.
         num_images: how many, at least 1; a large network gets fewer, so that the work stays bounded.
-        seed: of the noise to start from.
+        seed: of the noise to start from and of the classes.
         progress: told about the steps.
 
     Returns:
@@ -234,41 +168,68 @@ def distill_images(
         DataError: if num_images is not positive.
     """
     preprocess = model.spec.preprocess
-    nodes = _batch_norm_nodes(model.graph)
-    if not nodes:
+    check_num_images(num_images)
+    objective: BatchNormStatistics | ClassConfidence
+    if has_batch_norm(model):
+        objective = BatchNormStatistics(model)
+    elif has_classes(model):
+        objective = ClassConfidence(model, num_images, seed)
+    else:
         return noise_images(preprocess, num_images, seed)
-    _check_num_images(num_images)
     probe = model.fixed_batch or 1
-    capture = _Capture(model.graph)
     with torch.no_grad():
-        layers = capture.layers(torch.zeros(probe, preprocess.num_channels, *preprocess.size))
-    trained = any(bool((layer.running_mean != 0).any() or (layer.running_var != 1).any()) for layer in layers)
+        work = objective.work(torch.zeros(probe, preprocess.num_channels, *preprocess.size))
     asked = num_images
-    num_images, steps = plan_work(capture.work / probe, num_images)
+    num_images, steps = plan_work(work / probe, num_images, objective.max_steps)
+    deadline = time.monotonic() + MAX_SECONDS
+    images = _distill_all(model, objective, (num_images, steps, seed), deadline, progress)
+    messages = _warnings(objective, num_images, asked, time.monotonic() > deadline)
+    return ArrayDataset("distilled images", _to_pixels(images, preprocess), preprocess, warnings=messages)
+
+
+def _distill_all(
+    model: Model, objective: Objective, plan: tuple[int, int, int], deadline: float, progress: Progress | None
+) -> torch.Tensor:
+    """Return images (n, c, h, w) in 0..1, made batch by batch, for a plan of (images, steps, seed)."""
+    num_images, steps, seed = plan
+    preprocess = model.spec.preprocess
     batch = model.fixed_batch or min(num_images, MAX_BATCH)
     num_batches = -(-num_images // batch)
-    noise = _to_tensor(natural_noise(preprocess, num_batches * batch, seed), preprocess)
-    deadline = time.monotonic() + MAX_SECONDS
+    whole = max(model.fixed_batch or 1, min(objective.min_batch, batch))
+    num_made = -(-num_images // whole) * whole
+    noise = _to_tensor(natural_noise(preprocess, num_made, seed), preprocess)
     done = []
     for index in range(num_batches):
-        start = noise[index * batch : (index + 1) * batch]
+        images = slice(index * batch, min((index + 1) * batch, num_made))
 
         def report(step: int, first: int = index * steps) -> bool:
             if progress is not None:
                 progress(first + step, num_batches * steps)
             return time.monotonic() > deadline
 
+        distance = objective.loss_of(images)
+
+        def loss(x: torch.Tensor, distance: Loss = distance) -> torch.Tensor:
+            return distance(_to_input(x, preprocess)) + _image_loss(x)
+
         with torch.enable_grad():
-            done.append(_distill_batch(capture, start, preprocess, steps, report))
-    pixels = _to_pixels(torch.cat(done)[:num_images], preprocess)
-    warnings = _distilled_warnings(num_images, asked, trained, time.monotonic() > deadline)
-    return ArrayDataset("distilled images", pixels, preprocess, warnings=warnings)
+            done.append(_distill_batch(loss, noise[images], steps, report))
+    return torch.cat(done)[:num_images]
 
 
-def _distilled_warnings(num_images: int, asked: int, trained: bool, stopped: bool) -> tuple[str, ...]:
+def _warnings(
+    objective: BatchNormStatistics | ClassConfidence, num_images: int, asked: int, stopped: bool
+) -> tuple[str, ...]:
+    by_classes = isinstance(objective, ClassConfidence)
+    made = (
+        "made up to look like the network's classes to it, as it has no BatchNorm to learn from; accuracy is "
+        "unmeasured and may be some points lower (SqueezeNet 1.1: 62 % instead of 65 %)"
+        if by_classes
+        else "distilled from the network's BatchNorm statistics, so accuracy is unmeasured"
+    )
     unmeasured = (
-        f"no data given: calibrated and judged on {num_images} images distilled from the network's BatchNorm "
-        "statistics, so accuracy is unmeasured; give --data with about 100 labelled images to measure it"
+        f"no data given: calibrated and judged on {num_images} images {made}; give --data with about 100 "
+        "labelled images to measure it"
     )
     messages = [unmeasured]
     if num_images < asked:
@@ -276,7 +237,7 @@ def _distilled_warnings(num_images: int, asked: int, trained: bool, stopped: boo
             f"{num_images} images distilled, fewer than the {asked} asked for: the network is large and the "
             "work is bounded"
         )
-    if not trained:
+    if isinstance(objective, BatchNormStatistics) and not objective.is_trained:
         messages.append(
             "all BatchNorm statistics are mean 0, variance 1: the network does not seem to be trained"
         )
@@ -285,65 +246,6 @@ def _distilled_warnings(num_images: int, asked: int, trained: bool, stopped: boo
             f"distilling images was stopped after {MAX_SECONDS:.0f} s; another run may give other images"
         )
     return tuple(messages)
-
-
-def noise_images(preprocess: Preprocess, num_images: int, seed: int) -> ArrayDataset:
-    """Make unlabelled noise with the spectrum, brightness and contrast of photographs.
-
-    Args:
-        preprocess: of the network.
-        num_images: how many, at least 1.
-        seed: of the noise.
-
-    Returns:
-        Images without labels, with a warning.
-
-    Raises:
-        DataError: if num_images is not positive.
-
-    Example:
-        >>> noise_images(Preprocess((8, 8)), 4, seed=0).inputs([0, 1]).shape
-        (2, 3, 8, 8)
-    """
-    _check_num_images(num_images)
-    message = (
-        "no data given and no BatchNorm to learn from: calibrated and judged on "
-        f"{num_images} images of noise, so value ranges are a guess and accuracy is unmeasured and "
-        "probably lost (SqueezeNet 1.1: 32 % top-1 instead of 67 %); do not ship this file, give --data with "
-        "about 100 real images"
-    )
-    pixels = natural_noise(preprocess, num_images, seed)
-    return ArrayDataset("noise images", pixels, preprocess, warnings=(message,))
-
-
-def _check_num_images(num_images: int) -> None:
-    if num_images < 1:
-        raise DataError(f"asked for {num_images} synthetic images, expected at least 1")
-
-
-def natural_noise(preprocess: Preprocess, num_images: int, seed: int) -> Pixels:
-    """Return uint8 (n, h, w, c) noise whose amplitude falls as 1/f, colours mostly gray.
-
-    **Source**: D. J. Field, Relations between the statistics of natural images and the response
-    properties of cortical cells, J. Opt. Soc. Am. A 4, 1987: amplitude spectra of photographs fall as 1/f.
-    """
-    height, width = preprocess.size
-    channels = preprocess.num_channels
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    frequency[0, 0] = 1.0
-    images = np.empty((num_images, height, width, channels), np.uint8)
-    for index in range(num_images):
-        white = rng.standard_normal((channels + 1, height, width))
-        pink = np.fft.irfft2(np.fft.rfft2(white) / frequency, s=(height, width))
-        pink -= pink.mean((1, 2), keepdims=True)
-        pink /= pink.std((1, 2), keepdims=True) + 1e-12
-        mixed = np.sqrt(0.85) * pink[:1] + np.sqrt(0.15) * pink[1:]  # gray part and colours: (c, h, w)
-        level = PRIOR_MEAN + rng.normal(0.0, 0.1, (channels, 1, 1))
-        contrast = PRIOR_STD * np.exp(rng.normal(0.0, 0.3))
-        colours = np.clip(level + contrast * mixed, 0.0, 1.0)
-        images[index] = np.rint(colours * 255.0).astype(np.uint8).transpose(1, 2, 0)
-    return images
 
 
 def _to_tensor(pixels: Pixels, preprocess: Preprocess) -> torch.Tensor:
