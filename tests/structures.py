@@ -239,6 +239,27 @@ def ceil_pools() -> Net:
     return Net({"stem": conv(3, 4), "last": nn.Conv2d(8, 3, 1)}, forward)
 
 
+def same_pools() -> Net:
+    """A reduction of NASNet: TensorFlow's padding, single values picked by average pools."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        y, lowest = F.relu(x), float("-inf")
+        found = [
+            F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=lowest), 3, 2),
+            F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2, count_include_pad=False),
+            F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 4, 2),
+            net.even(F.avg_pool2d(y, 1, 2, count_include_pad=False)),
+            net.odd(F.avg_pool2d(F.pad(y, (-1, 1, -1, 1)), 1, 2, count_include_pad=False)),
+        ]
+        return net.last(torch.cat(found, 1))
+
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    return Net(
+        {"stem": stem, "even": conv(4, 3, 1), "odd": conv(4, 3, 1), "last": nn.Conv2d(18, 3, 1)}, forward
+    )
+
+
 def splits() -> Net:
     def forward(net: Net, x: Tensor) -> Tensor:
         a, b = torch.split(net.stem(x), [3, 5], dim=1)
@@ -323,4 +344,5 @@ NETS: dict[str, Callable[[], Net]] = {
     "transposed": transposed,
     "means": means,
     "repeated_reader": repeated_reader,
+    "same_pools": same_pools,
 }

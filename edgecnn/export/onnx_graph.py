@@ -42,6 +42,7 @@ class GraphBuilder:
 
     Attributes:
         consumers: for each tensor of the Program the ops that read it.
+        producers: for each tensor that an op of the Program makes, that op.
         nodes: in execution order.
         initializers: by name.
         value_names: the file's name of a tensor that is not called as in the Program.
@@ -55,6 +56,7 @@ class GraphBuilder:
     ) -> None:
         self.program = program
         self.consumers = program.consumers()
+        self.producers = {op.output: op for op in program.ops}
         self.activation_dtype = activation_dtype
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
@@ -205,6 +207,26 @@ class GraphBuilder:
         if self.activation_dtype != "uint8":
             return q.astype(self.activation_dtype)
         return (q.astype(np.int16) + UINT8_SHIFT).astype(np.uint8)
+
+    def move(
+        self,
+        op: Op,
+        op_type: str,
+        extra: Sequence[str] = (),
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a node that moves op's values, integers or floats, unchanged to other places.
+
+        Of 16-bit integers ONNX Runtime moves floats, as far as it has no kernels for them.
+        """
+        if self.moves_floats(op_type):
+            self.store(op, op_type, [self.real(op, op.inputs[0]), *extra], attributes)
+            return
+        self.node(op, op_type, [self.integers(op.inputs[0]), *extra], self.value(op.output), attributes)
+
+    def moves_floats(self, op_type: str) -> bool:
+        """Whether ONNX Runtime has no kernel of this type for the file's integers."""
+        return self.activation_dtype == "int16" and op_type in ("MaxPool", "Pad", "ReduceMax")
 
     def store(
         self, op: Op, op_type: str, inputs: Sequence[str], attributes: Mapping[str, Any] | None = None

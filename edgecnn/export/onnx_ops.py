@@ -23,10 +23,10 @@ from edgecnn.errors import ExportError, UnsupportedOpError
 from edgecnn.export.onnx_dynamic import write_dynamic_linear
 from edgecnn.export.onnx_float import FLOAT_WRITERS
 from edgecnn.export.onnx_graph import GraphBuilder, integer_bounds, same_params
+from edgecnn.export.onnx_pools import write_average_pool, write_max_pool
 from edgecnn.export.onnx_resize import write_resize
 from edgecnn.export.onnx_transposed import write_phases
 from edgecnn.graph.program import Array, Op, QuantParams
-from edgecnn.graph.windows import leaves_padding_out
 
 Writer = Callable[[GraphBuilder, Op], None]
 
@@ -57,25 +57,6 @@ def _ints(values: Any) -> list[int]:
 
 def _shape(values: Any) -> Array:
     return np.asarray(_ints(values), np.int64)
-
-
-def _move(
-    graph: GraphBuilder,
-    op: Op,
-    op_type: str,
-    extra: list[str] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> None:
-    """Append a node that moves op's values, integers or floats, unchanged to other places.
-
-    Of 16-bit integers ONNX Runtime moves floats, as far as it has no kernels for them.
-    """
-    if graph.activation_dtype == "int16" and op_type in ("MaxPool", "Pad", "ReduceMax"):
-        graph.store(op, op_type, [graph.real(op, op.inputs[0]), *(extra or [])], attributes)
-        return
-    graph.node(
-        op, op_type, [graph.integers(op.inputs[0]), *(extra or [])], graph.value(op.output), attributes
-    )
 
 
 def _weighted(graph: GraphBuilder, op: Op) -> list[str]:
@@ -209,42 +190,6 @@ def _softmax(graph: GraphBuilder, op: Op) -> None:
     graph.store(op, "Softmax", [graph.real(op, op.inputs[0])], {"axis": int(op.attributes["axis"])})
 
 
-def _max_pool2d(graph: GraphBuilder, op: Op) -> None:
-    a = op.attributes
-    attributes = _pool_attributes(op) | {"dilations": _ints(a["dilation"])}
-    _move(graph, op, "MaxPool", None, attributes)
-
-
-def _pool_attributes(op: Op) -> dict[str, Any]:
-    a = op.attributes
-    return {
-        "kernel_shape": _ints(a["kernel"]),
-        "strides": _ints(a["stride"]),
-        "pads": _ints(a["padding"]),
-    }
-
-
-def _avg_pool2d(graph: GraphBuilder, op: Op) -> None:
-    """Write AveragePool with scale 1: parameters that stay cancel, and a mean that ends in .5 is exact.
-
-    Where windows leave padding out, the levels are averaged, and the output's scale is a little less than 1:
-    that takes halves away from level 0 (see `leaves_padding_out`). 2^-14 moves 0.5 by more than float32
-    resolves beside a zero point of 128, and 127.5 by less than what is between means of up to 63 levels.
-    """
-    count_include_pad = int(bool(op.attributes["count_include_pad"]))
-    attributes = _pool_attributes(op) | {"count_include_pad": count_include_pad}
-    x, y = graph.tensor(op.inputs[0]), graph.tensor(op.output)
-    if x.quant is None or y.quant is None or not same_params(x.quant, y.quant):
-        graph.store(op, "AveragePool", [graph.real(op, x.name)], attributes)
-        return
-    levels = x.dtype == "int8" and leaves_padding_out(op, x.shape[2:], y.shape[2:])
-    zero_point = 0 if levels else x.quant.zero_point
-    unit = QuantParams(np.asarray(1, np.float32), zero_point)
-    written = QuantParams(np.asarray(1 - 2.0**-14 if levels else 1, np.float32), zero_point)
-    real = graph.dequantize(op, graph.integers(x.name), unit)
-    graph.store_quantized(op, graph.node(op, "AveragePool", [real], None, attributes), written)
-
-
 def _mean(graph: GraphBuilder, op: Op) -> None:
     """Write GlobalAveragePool over (2, 3), a 1x1 Conv of ones over (1,), ReduceMean over other axes."""
     x = graph.tensor(op.inputs[0])
@@ -285,7 +230,7 @@ def _reduced_axes(
 def _amax(graph: GraphBuilder, op: Op) -> None:
     axes, keepdim = tuple(op.attributes["axes"]), bool(op.attributes["keepdim"])
     inputs, attributes = _reduced_axes(graph, op, "ReduceMax", axes, keepdim)
-    _move(graph, op, "ReduceMax", inputs, attributes)
+    graph.move(op, "ReduceMax", inputs, attributes)
 
 
 def _concat(graph: GraphBuilder, op: Op) -> None:
@@ -309,12 +254,12 @@ def _slice(graph: GraphBuilder, op: Op) -> None:
             ("step", a["step"]),
         )
     ]
-    _move(graph, op, "Slice", extra)
+    graph.move(op, "Slice", extra)
 
 
 def _gather(graph: GraphBuilder, op: Op) -> None:
     indices = graph.constant(f"{op.output}/indices", _shape(op.attributes["indices"]))
-    _move(graph, op, "Gather", [indices], {"axis": int(op.attributes["axis"])})
+    graph.move(op, "Gather", [indices], {"axis": int(op.attributes["axis"])})
 
 
 def _pad(graph: GraphBuilder, op: Op) -> None:
@@ -325,18 +270,18 @@ def _pad(graph: GraphBuilder, op: Op) -> None:
         value = graph.shift(quant.quantize(value))
     pads = graph.constant(f"{op.output}/pads", _shape((*before, *after)))
     if op.attributes.get("mode") == "reflect":
-        _move(graph, op, "Pad", [pads], {"mode": "reflect"})
+        graph.move(op, "Pad", [pads], {"mode": "reflect"})
         return
-    _move(graph, op, "Pad", [pads, graph.constant(f"{op.output}/pad_value", value)])
+    graph.move(op, "Pad", [pads, graph.constant(f"{op.output}/pad_value", value)])
 
 
 def _reshape(graph: GraphBuilder, op: Op) -> None:
     shape = _shape((0, *op.attributes["shape"][1:]))
-    _move(graph, op, "Reshape", [graph.constant(f"{op.output}/shape", shape)])
+    graph.move(op, "Reshape", [graph.constant(f"{op.output}/shape", shape)])
 
 
 def _transpose(graph: GraphBuilder, op: Op) -> None:
-    _move(graph, op, "Transpose", None, {"perm": _ints(op.attributes["perm"])})
+    graph.move(op, "Transpose", (), {"perm": _ints(op.attributes["perm"])})
 
 
 def _quantize(graph: GraphBuilder, op: Op) -> None:
@@ -370,8 +315,8 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "sigmoid": _sigmoid,
         "tanh": _tanh,
         "softmax": _softmax,
-        "max_pool2d": _max_pool2d,
-        "avg_pool2d": _avg_pool2d,
+        "max_pool2d": write_max_pool,
+        "avg_pool2d": write_average_pool,
         "mean": _mean,
         "amax": _amax,
         "concat": _concat,

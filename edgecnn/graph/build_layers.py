@@ -15,6 +15,7 @@ from torch import fx
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.build import ProgramBuilder
 from edgecnn.graph.nodes import argument, layer_name, pair
+from edgecnn.graph.pool_padding import holds_padding_alone, windows_of
 
 qd = torch.ops.quantized_decomposed
 
@@ -158,6 +159,8 @@ def _max_pool(builder: ProgramBuilder, node: fx.Node, out: tuple[int, ...]) -> s
     dilation = pair(argument(node, 4, "dilation", 1))
     window = {"kernel": kernel, "stride": stride, "dilation": dilation}
     before = pair(argument(node, 3, "padding", 0))
+    if any(dim.hold_padding_alone() for dim in windows_of(node, builder.tensors[x].shape, out)):
+        raise holds_padding_alone(node)
     pads = _window(builder.tensors[x].shape, out, window, before)
     return builder.emit(node, "max_pool2d", [x], {"padding": pads, **window}, out)
 

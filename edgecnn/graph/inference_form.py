@@ -5,6 +5,7 @@
     stack                  concatenation along a new dimension
     sum over dimensions    mean times their size, for which there are integer kernels
     x^2, addcmul           products and sums
+    pad with -inf          padding of the max pool behind it
 
 Computed values are equal up to float rounding.
 """
@@ -29,6 +30,7 @@ from edgecnn.graph.nodes import (
     insert_call,
     is_constant,
 )
+from edgecnn.graph.pool_padding import max_pool_padding, pads_with_lowest
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 
@@ -42,7 +44,7 @@ def to_inference_form(model: Model) -> Model:
         model: float.
 
     Raises:
-        UnsupportedOpError: if a value has no form with the batch first.
+        UnsupportedOpError: if a value has no form with the batch first, or a max pool only padding to read.
     """
     if any(node.target in _WRAPPERS for node in model.graph.graph.nodes):
         graph = copy_graph(model.graph)
@@ -50,18 +52,24 @@ def to_inference_form(model: Model) -> Model:
             _inline(graph, node)
         model = model.with_graph(finish(graph))
     model = put_batch_first(model)
-    if not any(node.target in _REWRITES for node in model.graph.graph.nodes):
+    if not any(_has_rewrite(node) for node in model.graph.graph.nodes):
         return model
     work = model.with_graph(copy_graph(model.graph))
     shapes = infer_shapes(work)
     for node in list(work.graph.graph.nodes):
-        rewrite = _REWRITES.get(node.target)
-        replacement = None if rewrite is None else rewrite(work.graph, node, shapes)
+        replacement = _REWRITES[node.target](work.graph, node, shapes) if _has_rewrite(node) else None
         if replacement is not None:
             shapes[replacement.name] = shapes[node.name]
             node.replace_all_uses_with(replacement)
             work.graph.graph.erase_node(node)
     return work.with_graph(finish(work.graph))
+
+
+def _has_rewrite(node: fx.Node) -> bool:
+    """Whether a call may be replaced; of max pools only those that read a pad with minus infinity."""
+    return node.target in _REWRITES and (
+        node.target is not aten.max_pool2d.default or pads_with_lowest(node.args[0])
+    )
 
 
 _WRAPPERS = frozenset(
@@ -189,6 +197,7 @@ _REWRITES: dict[Any, Callable[[fx.GraphModule, fx.Node, Shapes], fx.Node | None]
     aten.avg_pool1d.default: _avg_pool1d,
     aten.conv1d.default: _conv1d,
     aten.conv3d.default: _conv3d,
+    aten.max_pool2d.default: max_pool_padding,
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
     aten.stack.default: _stack,

@@ -21,6 +21,7 @@ from torch import fx
 
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.graph.nodes import layer_name
+from edgecnn.graph.pool_padding import pads_with_lowest
 from edgecnn.quantize.cut import INFINITE, FlowGraph
 from edgecnn.quantize.float_layers import FloatPlan, computing_nodes, is_fused_clamp, is_size, plan_float
 from edgecnn.quantize.scheme import Holds, spec_of
@@ -77,7 +78,7 @@ def _cheapest(
         spec = spec_of(node)
         if spec is not None and spec.holds is Holds.SHARED:
             flow.connect(node, _INT8, _num_values(shapes.get(node.name)))  # four bytes are moved for one
-        tied: Any = node.args[0] if node.target is operator.getitem or is_fused_clamp(node) else None
+        tied = _follows(node)
         if tied is not None:
             flow.connect(node, tied, INFINITE)
             flow.connect(tied, node, INFINITE)
@@ -93,6 +94,15 @@ def _cheapest(
             flow.connect(reader, made_int8, INFINITE)
     in_int8 = flow.far_side(_FLOAT, _INT8)
     return frozenset(node for node in nodes if node not in in_int8)
+
+
+def _follows(node: fx.Node) -> fx.Node | None:
+    """Return what a node is part of, or the pad whose minus infinity it must not read in int8."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    part = node.target is operator.getitem or is_fused_clamp(node)
+    return source if part or (pads_with_lowest(source) and not _has_weight(node)) else None
 
 
 _FLOAT, _INT8 = "float", "int8"

@@ -27,6 +27,7 @@ from typing import Any
 from torch import fx
 
 from edgecnn.graph.nodes import aten, pair
+from edgecnn.graph.pool_padding import pads_with_lowest
 
 
 class Holds(Enum):
@@ -144,6 +145,8 @@ def spec_of(node: fx.Node) -> OpSpec | None:
     """Return how a node is quantized, None for a node the scheme does not know."""
     if node.target is aten.div.Tensor and isinstance(node.args[1], fx.Node) and node.args[1].op != "get_attr":
         return None  # a quotient of two activations
+    if pads_with_lowest(node):
+        return None  # no level is minus infinity
     if node.target is POOL_TO_MEAN:
         return POOL_TO_MEAN_SPEC[pair(node.args[1]) == (1, 1)]
     return SCHEME.get(node.target)
