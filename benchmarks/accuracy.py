@@ -5,8 +5,8 @@
 One row per network, calibration and set: float and int8 top-1 (ONNX Runtime, LiteRT), agreement of each int8
 file with float, and parity of the two files. Calibrated on 512 images for the CIFAR-10 networks, 200 of the
 400 ImageNet samples for SqueezeNet (the other 200 judge it), and once more on no data at all: on images made
-up from the BatchNorm statistics, or from the classes where, as in SqueezeNet, there are none. SqueezeNet needs
-torchvision.
+up from the BatchNorm statistics, or from the classes where, as in SqueezeNet, there are none. SqueezeNet
+needs torchvision.
 """
 
 from __future__ import annotations
