@@ -4,7 +4,7 @@ A file of a float network computes in float32 in another order than the referenc
 MAX_RELATIVE_ERROR of their largest value away. So may those of a network with int16 activations, some 30 of
 whose steps that is: LiteRT computes it in integers, ONNX Runtime in float.
 
-On x86 without VNNI ONNX Runtime saturates where pairs of products leave int16; the reference does so too then.
+On x86 without VNNI ONNX Runtime saturates where pairs of products leave int16; then the reference does too.
 
 A network of which some layers compute in float is always examined operator by operator, also where its
 outputs are as they should be: a runtime that quantizes those layers after all would hide there.

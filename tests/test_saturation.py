@@ -168,7 +168,7 @@ def test_the_report_says_it_before_anyone_deploys() -> None:
     text = saturation_text(detail)
     assert "saturates in 1 layer of the ONNX file, most in stem (25.0 % of its values); 15.3 dB" in text
     assert "15.3 dB against exact sums, 2 of 8 answers change (predicted)" in text
-    assert "--target whose isa is x86-64" in text
+    assert "--target of isa x86-64" in text
     assert text in text_of(detail)
     assert "stem (aten.conv2d)" in render_compress_html(replace(REPORT, details=(detail,)))
     assert "exactly too" in saturation_text({**detail, "possible": False})

@@ -11,7 +11,7 @@ from edgecnn.report.page import Section, table
 SATURATION = "saturation"
 """The kind of detail that says what x86 without VNNI would make of the ONNX file."""
 
-CURE = "for such machines take a --target whose isa is x86-64: weights of 7 bits, which cannot saturate"
+CURE = "for such machines take a --target of isa x86-64, whose 7-bit weights cannot"
 
 
 def saturation_text(detail: Mapping[str, Any]) -> str:
