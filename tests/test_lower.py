@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import nets
 import numpy as np
 import pytest
@@ -40,6 +43,36 @@ def test_composite_activations(layer: nn.Module, expected: list[str]) -> None:
     assert operators(after) == expected
     x = torch.linspace(-8.0, 8.0, 432).reshape(1, 3, 12, 12).numpy()
     np.testing.assert_allclose(nets.outputs_of(after.graph, x)[0], nets.outputs_of(layer, x)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("step", [DecomposeActivations(), AveragesToConvolutions()])
+def test_a_rewrite_that_changes_outputs_is_refused(step: Any) -> None:
+    """One layer whose bias is a hundredth larger is told from rounding."""
+    model = nets.folded("hard_swish")
+    wrong = copy.deepcopy(nets.module("hard_swish"))
+    with torch.no_grad():
+        next(layer for layer in wrong.modules() if isinstance(layer, nn.Linear)).weight.mul_(1.01)
+    other = nets.prepare(nets.as_model(wrong))
+    step.ensures(model, model)
+    with pytest.raises(PassError, match=rf"{step.name} changed an output by .* where it reaches"):
+        step.ensures(model, other)
+
+
+def test_rounding_that_a_network_amplifies_is_no_change() -> None:
+    """sin(10,000 x) turns a relative 2e-6 of its input into two parts in a hundred of its range."""
+
+    class Amplified(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(1e4 * self.factor * x)
+
+    model, rounded = nets.as_model(Amplified(1.0)), nets.as_model(Amplified(1.0 + 2e-6))
+    DecomposeActivations().ensures(model, rounded)
+    with pytest.raises(PassError, match="changed an output"):
+        DecomposeActivations().ensures(nets.as_model(nn.ReLU()), nets.as_model(nn.Softplus()))
 
 
 def test_layer_path_survives() -> None:

@@ -171,6 +171,9 @@ def test_the_report_says_it_before_anyone_deploys() -> None:
     assert "--target of isa x86-64" in text
     assert text in text_of(detail)
     assert "stem (aten.conv2d)" in render_compress_html(replace(REPORT, details=(detail,)))
+    assert "the output stays what it is, 0 of 8 answers change" in saturation_text(
+        {**detail, "sqnr_db": 200.0, "agreement": 1.0}
+    )
     assert "exactly too" in saturation_text({**detail, "possible": False})
     assert "never does" in saturation_text({**detail, "num_layers": 0, "layers": []})
 

@@ -20,6 +20,7 @@ from torch import fx
 
 from edgecnn.errors import PassError
 from edgecnn.graph.nodes import aten, copy_graph, finish, insert_call, layer_name
+from edgecnn.graph.same_outputs import refuse_changed_outputs
 from edgecnn.lower.factors import absorb_factors
 from edgecnn.model import Model
 
@@ -51,11 +52,12 @@ class DecomposeActivations:
         absorb_factors(graph)
         return model.with_graph(finish(graph))
 
-    def ensures(self, before: Model, after: Model) -> None:  # noqa: ARG002
-        """Check that none is left."""
+    def ensures(self, before: Model, after: Model) -> None:
+        """Check that none is left, and that noise gives the same outputs."""
         left = [n for n in after.graph.graph.nodes if n.target in _COMPOSITE]
         if left:
             raise PassError(f"{len(left)} composite activations are left, first {layer_name(left[0])}")
+        refuse_changed_outputs(before, after, self.name)
 
 
 def _decompose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:

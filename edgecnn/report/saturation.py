@@ -11,6 +11,9 @@ from edgecnn.report.page import Section, table
 SATURATION = "saturation"
 """The kind of detail that says what x86 without VNNI would make of the ONNX file."""
 
+SAME_DB = 200.0
+"""What stands for no difference at all."""
+
 CURE = "for such machines take a --target of isa x86-64, whose 7-bit weights cannot"
 
 
@@ -37,6 +40,8 @@ def saturation_text(detail: Mapping[str, Any]) -> str:
     where = f"{number} layer{'s' * (number != 1)} of the ONNX file"
     name, share = str(worst["layer"]).split(" (")[0], percent_text(worst["changed"], 1)
     noise = [] if detail["sqnr_db"] is None else [f"{detail['sqnr_db']:.1f} dB against exact sums"]
+    if detail["sqnr_db"] == SAME_DB:
+        noise = ["the output stays what it is"]
     if detail["agreement"] is not None:
         noise.append(f"{round((1.0 - detail['agreement']) * count)} of {count} answers change")
     found = f"x86 without VNNI saturates in {where}, most in {name} ({share} of its values)"
