@@ -138,13 +138,20 @@ class Equalize:
             node.target, node.args = aten.relu.default, node.args[:1]
         constants = _read_constants(graph, kept)
         scales = equalize_pairs(kept, constants)
+        absorbed = 0
         for pair in kept:
             _scale_statistics(pair.first, scales[pair.first])
             if self.absorb:
-                _absorb(pair, constants)
+                absorbed += _absorb(pair, constants)
         for node, values in constants.items():
             _write(graph, node, values)
         after = model.with_graph(finish(graph))
+        if self.absorb and not absorbed:
+            after = after.with_warning(
+                f"equalize absorbed no offset in {len(kept)} pairs of layers: that takes a batch norm whose "
+                "values are practically all above 0, nothing but a relu behind it, and a next layer that "
+                "pads nothing"
+            )
         skipped = len(pairs) - len(kept)
         if skipped:
             after = after.with_warning(
@@ -294,13 +301,17 @@ def _scale_statistics(node: fx.Node, s: torch.Tensor) -> None:
         node.meta[STATISTICS] = (mean / s, std / s)
 
 
-def _absorb(pair: LayerPair, constants: dict[fx.Node, _Constants]) -> None:
-    """Move the offset that nearly all values of an activation have into the bias of what reads it."""
+def _absorb(pair: LayerPair, constants: dict[fx.Node, _Constants]) -> bool:
+    """Move the offset that nearly all values of an activation have into the bias of what reads it.
+
+    Returns:
+        Whether there was one that could be moved.
+    """
     first = constants[pair.first]
     if STATISTICS not in pair.first.meta or first.bias is None or not pair.is_direct:
-        return
+        return False
     if pair.bounded or any(_pads(reader) for reader in pair.readers):
-        return
+        return False
     mean, std = pair.first.meta[STATISTICS]
     offset = torch.clamp(mean - 3.0 * std, min=0.0)
     first.bias = first.bias - offset
@@ -309,6 +320,7 @@ def _absorb(pair: LayerPair, constants: dict[fx.Node, _Constants]) -> None:
         values, groups = constants[reader], layer_groups(reader)
         moved = scale_inputs(values.weight, offset, groups).flatten(1).sum(1)
         values.bias = moved if values.bias is None else values.bias + moved
+    return bool((offset > 0).any())
 
 
 def _pads(node: fx.Node) -> bool:
