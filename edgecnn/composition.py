@@ -2,7 +2,8 @@
 
     prune_channels -> fine_tune or distill -> fold_batch_norm -> ... -> quantize_static, or training with it
 
-The quantizing end is that of a shipped recipe (static_wi8_ai8, qat_wi8_ai8, fp16), so that there is one int8.
+The quantizing end is that of a shipped recipe (static_wi8_ai8, qat_wi8_ai8, fp16, static_wi8_ai16), so that
+there is one int8.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from edgecnn.pipeline import Need, Pass
 from edgecnn.recipe import Recipe, load_pass
 
 FP16_RECIPE = "fp16"
+INT16X8_RECIPE = "static_wi8_ai16"
+INT16X8_SUFFIX = "wi8_ai16"
 INT8_RECIPE = "static_wi8_ai8"
 INT8_SUFFIX = "wi8_ai8"
 QAT_RECIPE = "qat_wi8_ai8"
@@ -41,6 +44,7 @@ class RecipeFlags:
         int8: quantize; without any other part that is what is done anyway.
         qat: train with the rounding of int8.
         fp16: store the weights in float16 and compute in float.
+        int16x8: quantize to int8 weights and int16 activations.
         prune: fraction of the channels to remove, 0 < prune < 1.
         prune_macs: fraction of the MACs to remove.
         prune_params: fraction of the parameters to remove.
@@ -58,6 +62,7 @@ class RecipeFlags:
     int8: bool = False
     qat: bool = False
     fp16: bool = False
+    int16x8: bool = False
     prune: float | None = None
     prune_macs: float | None = None
     prune_params: float | None = None
@@ -104,11 +109,14 @@ class RecipeFlags:
                     f"{flag} is {value:g}, expected a fraction between 0 and 1, both excluded",
                     hint="0.5 removes half; 1 would leave nothing",
                 )
-        parts = [*given, *(f"--{name}" for name in ("int8", "qat", "fp16", "distill") if getattr(self, name))]
-        if self.int8 and self.fp16:
+        names = (*FORMAT_FLAGS, "qat", "distill")
+        parts = [*given, *(f"--{name}" for name in names if getattr(self, name))]
+        formats = [f"--{name}" for name in FORMAT_FLAGS if getattr(self, name)]
+        if len(formats) > 1:
             raise RecipeError(
-                "--int8 and --fp16 are both given, expected one of them",
-                hint="--int8 is smaller and faster, --fp16 hardly changes an answer",
+                f"{formats[0]} and {formats[1]} are both given, expected one of them",
+                hint="--int8 is the smallest and fastest, --fp16 hardly changes an answer, --int16x8 is for "
+                "accelerators",
             )
         if self.recipe is not None and parts:
             part = parts[0]
@@ -149,6 +157,9 @@ class RecipeFlags:
             )
 
 
+FORMAT_FLAGS = ("int8", "fp16", "int16x8")
+"""Types that weights and activations can get, one of them."""
+
 PRUNING_FLAGS = ("--prune", "--prune-macs", "--prune-params")
 
 TRAINING_FLAGS = {"epochs": "--epochs", "learning_rate": "--lr", "batch_size": "--batch-size"}
@@ -172,7 +183,7 @@ def recipe_from_flags(flags: RecipeFlags) -> Recipe:
     if flags.recipe is not None:
         recipe = Recipe.load(flags.recipe)
     elif not (flags.prunes or flags.distill):
-        recipe = Recipe.load(FP16_RECIPE if flags.fp16 else _int8_recipe(flags))
+        recipe = Recipe.load(_format_recipe(flags))
     else:
         recipe = _compose(flags)
     recipe = dataclasses.replace(recipe, passes=tuple(_changed(recipe, flags)))
@@ -202,9 +213,9 @@ def _compose(flags: RecipeFlags) -> Recipe:
     if flags.int8:
         passes += Recipe.load(_int8_recipe(flags)).passes
         names.append(QAT_RECIPE if flags.qat else INT8_SUFFIX)
-    elif flags.fp16:
-        passes += Recipe.load(FP16_RECIPE).passes
-        names.append(FP16_RECIPE)
+    elif flags.fp16 or flags.int16x8:
+        passes += Recipe.load(_format_recipe(flags)).passes
+        names.append(FP16_RECIPE if flags.fp16 else INT16X8_SUFFIX)
     else:
         passes.append(load_pass("fold_batch_norm")())
     return Recipe("_".join(names), tuple(passes))
@@ -212,6 +223,12 @@ def _compose(flags: RecipeFlags) -> Recipe:
 
 def _int8_recipe(flags: RecipeFlags) -> str:
     return QAT_RECIPE if flags.qat else INT8_RECIPE
+
+
+def _format_recipe(flags: RecipeFlags) -> str:
+    if flags.fp16:
+        return FP16_RECIPE
+    return INT16X8_RECIPE if flags.int16x8 else _int8_recipe(flags)
 
 
 def _prune(flags: RecipeFlags, target: str, value: float) -> Pass:

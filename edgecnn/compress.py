@@ -33,7 +33,7 @@ from edgecnn.proof import temporary_folder
 from edgecnn.quantize.islands import FLOAT_ISLANDS, FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
-from edgecnn.report.build import ReportParts, budget_misses, build_report, largest_drop
+from edgecnn.report.build import ReportParts, budget_misses, build_report, held_without_labels, largest_drop
 from edgecnn.report.html import render_compress_html
 from edgecnn.resume import Resumable
 
@@ -118,10 +118,17 @@ def _run(maker: Maker, model: Any, data: Any, folder: Path) -> CompressResult:
     attempt = _attempt(maker, prepared, prepared.plan, folder, prepare_seconds)
     if maker.options.search:
         attempt = _improved(maker, prepared, attempt, folder, prepare_seconds)
+    report = _with_budget(attempt.report, maker.options.max_drop)
     pt2 = _pt2_bytes(attempt.made.compressed)
     maker.progress.finish()
-    _publish(folder, attempt.artifacts, attempt.made.files, pt2, attempt.report, maker.options.force)
-    return CompressResult(attempt.artifacts, attempt.report, attempt.made.compressed)
+    _publish(folder, attempt.artifacts, attempt.made.files, pt2, report, maker.options.force)
+    return CompressResult(attempt.artifacts, report, attempt.made.compressed)
+
+
+def _with_budget(report: Report, max_drop: float | None) -> Report:
+    """Return a report that says what an accuracy budget was held against, where that was not accuracy."""
+    words = "" if max_drop is None else held_without_labels(report, max_drop)
+    return dataclasses.replace(report, warnings=(*report.warnings, words)) if words else report
 
 
 def _attempt(maker: Maker, prepared: Prepared, plan: Plan, folder: Path, prepare_seconds: float) -> _Attempt:
@@ -178,7 +185,7 @@ def _improved(
     started = time.perf_counter()
     if max_drop is not None and may_miss_accuracy(attempt.report, attempt.plan, max_drop):
         attempt = take(attempt, guard_accuracy(maker, prepared, attempt.plan, max_drop))
-    if is_slower(attempt.report, maker.device):
+    if is_slower(attempt.report, maker.device, must_be_faster=maker.options.must_be_faster):
         found = avoid_slower(maker, prepared, attempt.plan, attempt.made, attempt.report)
         attempt = take(attempt, found)
     if not details:

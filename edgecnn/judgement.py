@@ -23,6 +23,7 @@ from edgecnn.model import Model
 from edgecnn.pipeline import Progress
 from edgecnn.proof import Candidate, measure_latency, predict, read_images, temporary_folder
 from edgecnn.report.build import ReportParts
+from edgecnn.saturation import foresee_saturation
 from edgecnn.target import OnTarget, measure_on_target
 
 
@@ -110,6 +111,9 @@ def judge(parts: ReportParts, made: Made, timing: Timing, progress: Progress) ->
             parts.predictions = predict(
                 judged, dataset, split.held_out, reference, progress, per_pixel=per_pixel
             )
+        if "onnx" in made.files and made.activation_dtype == "uint8":
+            foreseen = foresee_saturation(made.program, inputs)
+            parts.details += () if foreseen is None else (foreseen.to_dict(),)
         if timing.measure:
             _time(parts, made, candidates, inputs, timing.threads, progress)
     parts.float_files = {f: file.data for f, file in floats.items()}

@@ -26,6 +26,7 @@ from edgecnn.model import Model
 from edgecnn.options import CompressOptions
 from edgecnn.pipeline import Need, Pass, PassContext, PassStages, Progress, run_passes
 from edgecnn.preflight import refuse_quantized, suspect_channels
+from edgecnn.quantize.float_layers import match_layers
 from edgecnn.recipe import Recipe
 from edgecnn.resume import Resumable
 
@@ -108,6 +109,8 @@ class Maker:
         context = self._context(loaded, images, passes)
         changing = [i for i, step in enumerate(passes) if type(step).__module__.startswith(CHANGING)]
         done = max(changing, default=-1) + 1
+        if done:
+            _find_named_layers(loaded, passes[done:], f"the recipe {self.recipe.name}")
         start = run_passes(loaded, passes, context, summarize, stop=done)
         float_program = build_program(FoldBatchNorm().run(loaded, context))
         return Prepared(loaded, start, Plan(tuple(passes)), done, images, context, float_program)
@@ -231,6 +234,30 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, options: CompressOpti
     if not fitted:
         raise RecipeError("the recipe has no passes", hint="`edgecnn recipes list` names complete ones")
     return fitted
+
+
+def _find_named_layers(loaded: Model, passes: Sequence[Pass], where: str) -> None:
+    """Look for the layers that a recipe names before hours of training rather than after them.
+
+    Args:
+        loaded: as it was given; what prunes and trains renames no layer.
+        passes: those behind.
+        where: for the message.
+
+    Raises:
+        RecipeError: for a name that stands for nothing, with the nearest names.
+    """
+    for index, step in enumerate(passes):
+        names: Sequence[str] = getattr(step, "float_layers", ())
+        if not names:
+            continue
+        lowered = loaded
+        for before in passes[:index]:
+            lowered = before.run(lowered, PassContext())
+        try:
+            match_layers(lowered.graph, names)
+        except RecipeError as error:
+            raise RecipeError(f"{where} ({step.name}): {error.message}", hint=error.hint) from error
 
 
 def widens(passes: Sequence[Pass]) -> bool:

@@ -13,6 +13,7 @@ from reports import REPORT
 from edgecnn.cli.main import main
 from edgecnn.report.bench_results import EMULATED, BenchReport, Comparison
 from edgecnn.report.budgets import Budgets, Check, run_checks
+from edgecnn.report.build import budget_misses
 from edgecnn.report.junit import render_junit
 from edgecnn.report.reading import FoundReport
 
@@ -39,8 +40,17 @@ def test_a_report_of_compress() -> None:
     ]
 
 
+def test_without_labels_the_drop_is_bounded_by_agreement_as_compress_does() -> None:
+    report = replace(REPORT, accuracy=None)  # the worse file agrees on 99 %
+    note = " (no labels: as many images as answer otherwise than float)"
+    for limit, passed in ((1.0, True), (0.9, False)):
+        message = f"1 points, at most {limit:g} points{note}"
+        assert check(Budgets(max_drop=limit), report) == [("top-1 drop", passed, message)]
+        assert (budget_misses(report, limit, None, None) == []) == passed
+
+
 def test_what_was_not_measured_fails_and_says_why() -> None:
-    report = replace(REPORT, accuracy=None, latency=None)
+    report = replace(REPORT, accuracy=None, latency=None, agreement={})
     budgets = Budgets(max_drop=5, max_latency_ms=5, min_speedup=1)
     assert check(budgets, report) == [
         ("top-1 drop", False, "not measured: the run had no labelled images"),

@@ -47,6 +47,12 @@ def test_nothing_said_is_static_int8() -> None:
             "prune50_fp16",
             ["prune_channels", "fine_tune", "fold_batch_norm", "store_weights"],
         ),
+        ({"int16x8": True}, "static_wi8_ai16", [*INT8, "widen_activations"]),
+        (
+            {"prune": 0.5, "int16x8": True},
+            "prune50_wi8_ai16",
+            ["prune_channels", "fine_tune", *INT8, "widen_activations"],
+        ),
         ({"int8": True, "qat": True}, "qat_wi8_ai8", QAT),
         (
             {"prune": 0.5, "distill": True, "int8": True, "qat": True},
@@ -131,6 +137,9 @@ def test_weights_alone_do_not_compare_groups(
         ({"recipe": "static_wi8_ai8", "prune": 0.5}, "--prune and --recipe static_wi8_ai8 are both given"),
         ({"recipe": "static_wi8_ai8", "fp16": True}, "--fp16 and --recipe static_wi8_ai8 are both given"),
         ({"int8": True, "fp16": True}, "--int8 and --fp16 are both given"),
+        ({"int8": True, "int16x8": True}, "--int8 and --int16x8 are both given"),
+        ({"recipe": "fp16", "int16x8": True}, "--int16x8 and --recipe fp16 are both given"),
+        ({"qat": True, "int16x8": True}, "--qat without --int8"),
         ({"distill": True}, "the network would learn from itself"),
         ({"distill": True, "prune": 0.5, "epochs": 0}, "--distill trains, and --epochs is 0"),
         ({"prune": 0.5, "epochs": 2, "has_images": False}, "--epochs is 2, and there are no images"),

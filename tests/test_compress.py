@@ -25,6 +25,7 @@ from edgecnn.data import open_dataset
 from edgecnn.errors import BudgetError, ExportError, OutputError, PassError
 from edgecnn.load import load_model
 from edgecnn.report import Report
+from edgecnn.runner.environment import local_isa
 from edgecnn.runner.preprocess import Preprocess
 
 FAST = CompressOptions(num_samples=32, measure=False)
@@ -281,6 +282,23 @@ def test_a_missed_budget_leaves_the_files(tmp_path: Path, changes: dict[str, Any
     assert found.value.exit_code == 3
     assert isinstance(found.value.result, CompressResult)
     assert names(tmp_path) == RESULTS
+
+
+def test_a_drop_without_labels_is_explained(tmp_path: Path) -> None:
+    report = compress_small(tmp_path, data="unlabelled", max_drop=100.0).report
+    assert report.accuracy is None
+    (words,) = [w for w in report.warnings if w.startswith("a drop of 100 points was asked for")]
+    share = min(value for value in report.agreement.values() if value is not None)
+    assert "without labels only agreement with float is known" in words
+    assert f"top-1 can move by {100 * (1 - share):.3g} points at most" in words
+
+
+def test_an_older_machine_is_foreseen_for_x86_alone(tmp_path: Path) -> None:
+    here = compress_small(tmp_path / "here", target="local_cpu")
+    arm = compress_small(tmp_path / "arm", target="raspberrypi4")
+    kinds = {key: [d["kind"] for d in made.report.details] for key, made in (("here", here), ("arm", arm))}
+    assert ("saturation" in kinds["here"]) == (local_isa().startswith("x86"))
+    assert "saturation" not in kinds["arm"]
 
 
 def test_budgets_that_are_met(tmp_path: Path) -> None:

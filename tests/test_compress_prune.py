@@ -70,6 +70,19 @@ def test_one_command_does_all_of_it(whole_chain: tuple[Path, Report]) -> None:
     assert Recipe.from_toml(report.recipe_toml).name == report.recipe
 
 
+def test_a_layer_that_is_not_there_is_said_before_the_training(tmp_path: Path, capsys: Captured) -> None:
+    text = Recipe.load("prune50_wi8_ai8").to_toml().replace("float_layers = []", 'float_layers = ["haed"]')
+    (tmp_path / "mine.toml").write_text(text)
+    out = tmp_path / "out"
+    code = main(["compress", *SMALL, "--recipe", str(tmp_path / "mine.toml"), *DATA, "-o", str(out)])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "(quantize_static): float_layers names 'haed', and the network has no such layer" in said
+    assert "`edgecnn inspect MODEL` lists them" in said
+    assert "pass 1" not in said, "nothing was trained"
+    assert not out.exists() or names(out) == set()
+
+
 def test_float_is_the_network_as_it_was_given(whole_chain: tuple[Path, Report]) -> None:
     out, report = whole_chain
     module = small_networks.deep()

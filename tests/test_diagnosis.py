@@ -22,6 +22,7 @@ from edgecnn.errors import DeviceError
 from edgecnn.load import LoadOptions
 
 SIZE = (3, 16, 16)
+ROOT = Path(__file__).parent.parent
 
 
 def block(c_in: int, c_out: int, act: nn.Module | None = None) -> nn.Sequential:
@@ -122,6 +123,41 @@ def test_no_statistics_and_no_data_is_a_warning(head: tuple[nn.Module, ...], sou
     assert found["no_statistics"]["level"] == "warning"
     assert f"without --data, scales come from {source}" in found["no_statistics"]["why"]
     assert "--data" in found["no_statistics"]["action"]
+
+
+class Gelu(nn.Module):
+    """What stays in float between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(nn.functional.gelu(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), "plain convolutions"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU()), "depthwise convolutions"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Hardswish()), "swish or gates"),
+        (Gelu(), "parts without an int8 form"),
+    ],
+)
+def test_the_expected_speed_is_that_of_networks_alike(net: nn.Module, kind: str) -> None:
+    """The figures must be those of docs/benchmarks.md: lowest and highest of the class there."""
+    speedup = diagnose(net.eval(), LoadOptions(input_shape=SIZE))["speedup"]
+    assert speedup["class"] == kind
+    names = {"MobileNetV3": "MobileNetV3-small", "RegNetY": "RegNetY-400MF"}
+    rows = (ROOT / "docs" / "benchmarks.md").read_text().partition("| two threads |")[2]
+    rows = (ROOT / "docs" / "benchmarks.md").read_text()[: -len(rows)] + rows.partition("| one thread |")[2]
+    for name in speedup["like"].partition(", the one")[0].split(", "):
+        cells = next(r for r in rows.splitlines() if r.startswith(f"| {names.get(name, name)} |")).split("|")
+        ours = {"onnx": 2, "tflite": 4 if len(cells) == 7 else 5}
+        for runtime, column in ours.items():
+            low, high = speedup[runtime]
+            assert low - 0.06 <= float(cells[column].split()[0]) <= high + 0.06, (name, runtime)
 
 
 def test_size_is_counted_and_speed_is_the_class_measured() -> None:

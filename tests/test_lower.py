@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import nets
 import numpy as np
 import pytest
@@ -10,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecnn.errors import PassError
+from edgecnn.export.files import FileOptions, write_model
+from edgecnn.export.parity import sqnr_db
+from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.nodes import aten
+from edgecnn.judgement import stage_file
 from edgecnn.lower.activations import DecomposeActivations
 from edgecnn.lower.averages import AveragesToConvolutions
 from edgecnn.model import Model
+from edgecnn.proof import Candidate, run_outputs
+from edgecnn.quantize.reference import run_program
 
 
 def operators(model: Model) -> list[str]:
@@ -40,6 +50,91 @@ def test_composite_activations(layer: nn.Module, expected: list[str]) -> None:
     assert operators(after) == expected
     x = torch.linspace(-8.0, 8.0, 432).reshape(1, 3, 12, 12).numpy()
     np.testing.assert_allclose(nets.outputs_of(after.graph, x)[0], nets.outputs_of(layer, x)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("step", [DecomposeActivations(), AveragesToConvolutions()])
+def test_a_rewrite_that_changes_outputs_is_refused(step: Any) -> None:
+    """One layer whose bias is a hundredth larger is told from rounding."""
+    model = nets.folded("hard_swish")
+    wrong = copy.deepcopy(nets.module("hard_swish"))
+    with torch.no_grad():
+        next(layer for layer in wrong.modules() if isinstance(layer, nn.Linear)).weight.mul_(1.01)
+    other = nets.prepare(nets.as_model(wrong))
+    step.ensures(model, model)
+    with pytest.raises(PassError, match=rf"{step.name} changed an output by .* where it reaches"):
+        step.ensures(model, other)
+
+
+def test_rounding_that_a_network_amplifies_is_no_change() -> None:
+    """sin(10,000 x) turns a relative 2e-6 of its input into two parts in a hundred of its range."""
+
+    class Amplified(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(1e4 * self.factor * x)
+
+    model, rounded = nets.as_model(Amplified(1.0)), nets.as_model(Amplified(1.0 + 2e-6))
+    DecomposeActivations().ensures(model, rounded)
+    with pytest.raises(PassError, match="changed an output"):
+        DecomposeActivations().ensures(nets.as_model(nn.ReLU()), nets.as_model(nn.Softplus()))
+
+
+class Sloped(nn.Module):
+    """A PReLU between two convolutions, and one on the features."""
+
+    def __init__(self, slopes: Tensor) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.act, self.late = nn.PReLU(len(slopes)), nn.PReLU(len(slopes))
+        with torch.no_grad():
+            self.act.weight.copy_(slopes)
+            self.late.weight.copy_(slopes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.act(self.stem(x))).mean((2, 3))
+        features: Tensor = self.late(x)
+        return self.head(features)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "expected"),
+    [
+        (torch.tensor([0.25]), ["leaky_relu"]),
+        (torch.linspace(-0.5, 1.5, 8), ["relu", "clamp", "mul", "add"]),
+        (torch.tensor([-0.5]), ["relu", "clamp", "mul", "add"]),
+    ],
+)
+def test_prelu_becomes_integer_arithmetic(slopes: Tensor, expected: list[str]) -> None:
+    torch.manual_seed(0)
+    net = Sloped(slopes).eval()
+    model = nets.as_model(net)
+    after = DecomposeActivations().run(model, nets.context())
+    DecomposeActivations().ensures(model, after)
+    found = [name for name in operators(after) if name not in ("conv2d", "mean", "linear")]
+    assert sorted(found) == sorted(2 * expected)
+    x = nets.held_out(4)
+    np.testing.assert_allclose(nets.outputs_of(after.graph, x)[0], nets.outputs_of(net, x)[0], atol=2e-6)
+
+
+def test_a_prelu_leaves_nothing_in_float(tmp_path: Path) -> None:
+    """Both files compute the reference's integers, and no operator is in float."""
+    torch.manual_seed(0)
+    net = Sloped(torch.linspace(-0.5, 1.5, 8)).eval()
+    model = nets.STEP.run(nets.prepare(nets.as_model(net)), nets.context())
+    program = build_program(model)
+    assert float_islands(program) == []
+    x = nets.held_out(8)
+    expected = run_program(program, {program.inputs[0]: x})
+    for file_format in ("onnx", "tflite"):
+        file = write_model(program, file_format, model.spec, FileOptions())
+        candidate = Candidate(file_format, stage_file(file, tmp_path / file_format, model, "test"))
+        found = run_outputs([candidate], x)[file_format]
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values)
+    assert (sqnr_db(nets.outputs_of(net, x)[0], next(iter(expected.values()))) or 0.0) > 25.0
 
 
 def test_layer_path_survives() -> None:

@@ -108,6 +108,8 @@ def test_batch_norms_know_what_images_would_tell() -> None:
     found = batch_norm_means(model)
     assert len(found) == 7  # all but the first
     step = QuantizeStatic(weight_bits=7, bias_method="batch_norm")
+    bare = nets.as_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval())
+    assert "no layer has one ahead, the images told all means" in step.run(bare, nets.context()).warnings[-1]
     with_statistics = step.run(model, nets.context())
     with_images = QuantizeStatic(weight_bits=7).run(model, nets.context())
     x = nets.held_out(64)

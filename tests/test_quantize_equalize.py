@@ -166,6 +166,13 @@ def test_absorption_takes_the_offset_out_of_the_activation() -> None:
     assert (sqnr_db(old, new) or 0.0) > 40.0
 
 
+def test_absorbing_nothing_is_said() -> None:
+    plain = nets.as_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval())
+    (warning,) = run(plain, absorb=True).warnings
+    assert warning.startswith("equalize absorbed no offset in 1 pairs of layers: that takes a batch norm")
+    assert run(plain).warnings == ()
+
+
 def test_nothing_is_absorbed_by_a_layer_that_pads() -> None:
     model = offset_net(1)
     for old, new in zip(weights(run(model)), weights(run(model, absorb=True)), strict=True):

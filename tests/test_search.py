@@ -241,7 +241,12 @@ def test_a_recipe_that_does_not_quantize_is_left_alone(monkeypatch: pytest.Monke
 
 
 def run_hasten(
-    monkeypatch: pytest.MonkeyPatch, slow: int = 3, plan: Plan = PLAN, **script: Any
+    monkeypatch: pytest.MonkeyPatch,
+    slow: int = 3,
+    plan: Plan = PLAN,
+    *,
+    must_be_faster: bool = False,
+    **script: Any,
 ) -> tuple[Any, Bench]:
     bench = Bench(**script)
     times = [LayerTime(f"l{i}", 0.2, 0.1) for i in range(slow)]
@@ -251,7 +256,8 @@ def run_hasten(
         speed_module, "layer_names", lambda model: ["l0 (a)", "l1 (b)", "l2 (c)", "quick (d)"]
     )
     made = SimpleNamespace(activation_dtype="uint8", files={"onnx": b"", "tflite": b""}, loaded=None)
-    return hasten(bench, plan, made, {"onnx": SLOW, "tflite": FAST}), bench  # type: ignore[arg-type]
+    speedup = {"onnx": SLOW, "tflite": FAST}
+    return hasten(bench, plan, made, speedup, must_be_faster=must_be_faster), bench  # type: ignore[arg-type]
 
 
 def test_the_layer_that_loses_most_is_left_in_float_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +295,16 @@ def test_a_change_that_makes_the_other_file_slow_is_not_taken(monkeypatch: pytes
     both = SpeedupFigures(0.8, 0.75, 0.85)  # of the two files the other one was twice as fast as float
     found, _ = run_hasten(monkeypatch, otherwise=SLOW, **{"1": both})
     assert not found.is_met and found.plan == PLAN
+
+
+def test_as_fast_as_float_is_not_enough_where_it_must_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer in float makes it as fast as float, as far as can be told; a second one makes it faster."""
+    as_fast, faster = SpeedupFigures(1.15, 0.98, 1.2), SpeedupFigures(1.3, 1.2, 1.4)
+    script = {"otherwise": SLOW, "1": as_fast, "2": faster}
+    found, _ = run_hasten(monkeypatch, **script)
+    assert found.is_met and quantizer_of(found.plan).float_layers == ("l0",)
+    found, _ = run_hasten(monkeypatch, must_be_faster=True, **script)
+    assert found.is_met and quantizer_of(found.plan).float_layers == ("l0", "l1")
 
 
 def test_a_gain_without_a_loss_is_taken_even_if_float_stays_faster() -> None:

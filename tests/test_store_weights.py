@@ -89,6 +89,14 @@ def test_the_runtimes_convert_when_they_load_and_not_for_every_image(dtype: str,
     )
 
 
+def test_weights_too_small_for_float16_are_named() -> None:
+    """1e-6 has 5 digits left of float16's 11, 1e-9 none; 1e-4 has all of them."""
+    for weight, lost in ((1e-4, False), (1e-6, True), (1e-9, True)):
+        warnings = StoreWeights("float16").run(constant_layer(weight, -weight, 0), nets.context()).warnings
+        assert any("weights too small for float16 in" in text for text in warnings) == lost
+    assert StoreWeights("int8").run(constant_layer(1e-9, 1e-9, 0), nets.context()).warnings == ()
+
+
 def test_what_is_stored_by_hand() -> None:
     """1/3 in float16 is 0.33325195; the row (0.5, -1, 0) in int8 has the scale 1/127: 64, -127, 0."""
     half = build_program(StoreWeights("float16").run(constant_layer(1 / 3, -1, 0), nets.context()))

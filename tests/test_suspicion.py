@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
+from edgecnn.diagnosis.letter import diagnose
 from edgecnn.images import check_calibration, open_images
 from edgecnn.load import LoadOptions, load_model
 from edgecnn.load.preprocess import named_preprocess
@@ -143,3 +144,17 @@ def test_dead_and_exploding_batch_norm_channels_are_named() -> None:
     exploding, dead = suspect_channels(load_model(net.eval(), options))
     assert exploding.startswith("BatchNorm channels that explode in 1 (9.95e+04x)")
     assert dead.startswith("1 dead BatchNorm channels (weight 0), first 1 (1 of 8)")
+
+
+def test_a_channel_explodes_with_the_usual_eps_too() -> None:
+    """1 / sqrt(1e-10 + 1e-5) is 316; a large weight on an ordinary variance is no explosion."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    options = LoadOptions(input_shape=(3, 16, 16))
+    with torch.no_grad():
+        net[1].weight[2] = 200.0
+    assert suspect_channels(load_model(net.eval(), options)) == []
+    with torch.no_grad():
+        net[1].running_var[5] = 1e-10
+    (exploding,) = suspect_channels(load_model(net.eval(), options))
+    assert exploding.startswith("BatchNorm channels that explode in 1 (")
+    assert exploding in diagnose(net, options)["warnings"]

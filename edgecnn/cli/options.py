@@ -163,6 +163,11 @@ def recipe_options(command: Command) -> Command:
         click.option(
             "--fp16", is_flag=True, help="Weights in float16, computed in float: half the size, not faster."
         ),
+        click.option(
+            "--int16x8",
+            is_flag=True,
+            help="int8 weights, int16 activations (static_wi8_ai16): for accelerators, slow on CPUs.",
+        ),
         click.option("--prune", type=float, metavar="RATIO", help="Remove this fraction of the channels."),
         click.option(
             "--prune-macs", type=float, metavar="FRACTION", help="Remove this fraction of the MACs."

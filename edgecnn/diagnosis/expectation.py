@@ -1,8 +1,9 @@
 """What int8 can be expected to bring: bytes counted, and a class of speed-up from docs/benchmarks.md.
 
-    plain convolutions              ResNet-18, SqueezeNet 1.1      ONNX 2.7 to 3.4    TFLite 3.4 to 3.5
-    depthwise convolutions          MobileNetV2                    ONNX 2.3           TFLite 2.2
-    depthwise, swish and gates      EfficientNet-B0                ONNX 1.4           TFLite 2.1
+    plain convolutions      ResNet-18, SqueezeNet 1.1, DenseNet-121         ONNX 2.7 to 3.4, TFLite 3.1 to 3.5
+    depthwise convolutions  MobileNetV2, MnasNet, ShuffleNetV2              ONNX 2.1 to 2.6, TFLite 2.1 to 2.4
+    swish or gates          MobileNetV3, EfficientNet-B0, GhostNet, RegNetY ONNX 1.2 to 1.8, TFLite 1.7 to 3
+    partly in float         ConvNeXt-tiny                                   ONNX 2.4, TFLite 1.3
 
 One thread, 224x224, x86 with VNNI; nothing of the kind is measured for other instruction sets.
 """
@@ -18,17 +19,28 @@ from edgecnn.graph.program import Program
 MEASURED: dict[str, dict[str, Any]] = {
     "plain": {
         "class": "plain convolutions",
-        "like": "ResNet-18, SqueezeNet 1.1",
+        "like": "ResNet-18, SqueezeNet 1.1, DenseNet-121",
         "onnx": (2.7, 3.4),
-        "tflite": (3.4, 3.5),
+        "tflite": (3.1, 3.5),
     },
     "depthwise": {
         "class": "depthwise convolutions",
-        "like": "MobileNetV2",
-        "onnx": (2.3, 2.3),
-        "tflite": (2.2, 2.2),
+        "like": "MobileNetV2, MnasNet, ShuffleNetV2",
+        "onnx": (2.1, 2.6),
+        "tflite": (2.1, 2.4),
     },
-    "gated": {"class": "swish or gates", "like": "EfficientNet-B0", "onnx": (1.4, 1.4), "tflite": (2.1, 2.1)},
+    "gated": {
+        "class": "swish or gates",
+        "like": "MobileNetV3, EfficientNet-B0, GhostNet, RegNetY",
+        "onnx": (1.2, 1.8),
+        "tflite": (1.7, 3.0),
+    },
+    "islands": {
+        "class": "parts without an int8 form",
+        "like": "ConvNeXt-tiny, the one that was measured",
+        "onnx": (2.4, 2.4),
+        "tflite": (1.3, 1.3),
+    },
 }
 """Speed-up over float by class of network, docs/benchmarks.md."""
 
@@ -63,7 +75,8 @@ def expect_speedup(kind: str, isa: str, macs: int) -> dict[str, Any]:
     """Return the class of the network and what was measured for it.
 
     Args:
-        kind: "plain", "depthwise" or "gated" (swish activations or squeeze-and-excitation).
+        kind: "plain", "depthwise", "gated" (swish activations or squeeze-and-excitation) or "islands"
+            (operators that stay in float).
         isa: of the target.
         macs: of one image.
     """

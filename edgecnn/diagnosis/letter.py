@@ -44,7 +44,7 @@ from edgecnn.lower.activations import DecomposeActivations
 from edgecnn.lower.averages import AveragesToConvolutions
 from edgecnn.model import Model
 from edgecnn.pipeline import PassContext
-from edgecnn.preflight import refuse_quantized
+from edgecnn.preflight import refuse_quantized, suspect_channels
 from edgecnn.proof import read_images
 
 NUM_IMAGES, NUM_RANGED = 64, 16
@@ -77,15 +77,14 @@ def diagnose(
     model = load_model(source, options or LoadOptions())
     refuse_quantized(model)
     images = _images(model, data)
-    warnings = list(model.warnings)
+    warnings = [*model.warnings, *suspect_channels(model)]
     if images is not None:
         warnings += check_calibration(model, images, data if isinstance(data, str) else "the data")
     found, program, ranges_from = _examine(model, images, device.isa)
     size = speedup = None
     if program is not None:
         macs = sum(cost.macs for cost in layer_costs(program))
-        gated = any(f.check in ("swish", "squeeze_excitation") for f in found)
-        kind = "gated" if gated else "depthwise" if has_depthwise(model) else "plain"
+        kind = _kind({finding.check for finding in found}, model)
         size, speedup = expect_size(program), expect_speedup(kind, device.isa, macs)
     kernels = kernels_for(device.isa)
     return {
@@ -100,6 +99,15 @@ def diagnose(
         "seconds": time.perf_counter() - started,
         "warnings": warnings,
     }
+
+
+def _kind(checks: set[str], model: Model) -> str:
+    """Return the class of networks whose speed-up is to be expected."""
+    if "float_islands" in checks:
+        return "islands"
+    if checks & {"swish", "squeeze_excitation"}:
+        return "gated"
+    return "depthwise" if has_depthwise(model) else "plain"
 
 
 def _images(model: Model, data: Any) -> Any:

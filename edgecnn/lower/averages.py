@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from edgecnn.graph.nodes import add_constant, argument, aten, copy_graph, finish, insert_call, pair
+from edgecnn.graph.same_outputs import refuse_changed_outputs
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 
@@ -57,7 +58,8 @@ class AveragesToConvolutions:
         return work.with_graph(finish(work.graph))
 
     def ensures(self, before: Model, after: Model) -> None:
-        """Promise nothing beyond equal outputs: what has no such form stays as it is."""
+        """Check that noise gives the same outputs; what has no such form stays as it is."""
+        refuse_changed_outputs(before, after, self.name)
 
 
 def _depthwise(

@@ -40,13 +40,11 @@ from edgecnn.graph.nodes import (
     layer_name,
 )
 from edgecnn.graph.nodes import pair as both
+from edgecnn.graph.same_outputs import refuse_changed_outputs
 from edgecnn.graph.shapes import infer_shapes
 from edgecnn.model import Model
 from edgecnn.quantize.columns import is_columnar, layer_groups
 from edgecnn.quantize.lockstep import clamp_bounds
-
-TOLERANCE = 1e-3
-"""Relative to the largest output: what float rounding may change."""
 
 MAX_SWEEPS = 20
 MAX_FACTOR = 1e4
@@ -140,13 +138,20 @@ class Equalize:
             node.target, node.args = aten.relu.default, node.args[:1]
         constants = _read_constants(graph, kept)
         scales = equalize_pairs(kept, constants)
+        absorbed = 0
         for pair in kept:
             _scale_statistics(pair.first, scales[pair.first])
             if self.absorb:
-                _absorb(pair, constants)
+                absorbed += _absorb(pair, constants)
         for node, values in constants.items():
             _write(graph, node, values)
         after = model.with_graph(finish(graph))
+        if self.absorb and not absorbed:
+            after = after.with_warning(
+                f"equalize absorbed no offset in {len(kept)} pairs of layers: that takes a batch norm whose "
+                "values are practically all above 0, nothing but a relu behind it, and a next layer that "
+                "pads nothing"
+            )
         skipped = len(pairs) - len(kept)
         if skipped:
             after = after.with_warning(
@@ -157,17 +162,8 @@ class Equalize:
 
     def ensures(self, before: Model, after: Model) -> None:
         """Check that noise gives the same outputs, where only what is exact was done."""
-        if self.relu6 == "relu" or self.absorb:
-            return
-        generator = torch.Generator().manual_seed(0)
-        shape = [before.fixed_batch or 2, *(d or 1 for d in before.spec.inputs[0].shape[1:])]
-        x = torch.randn(shape, generator=generator)
-        with torch.no_grad():
-            expected, found = (_flat(model.graph(x)) for model in (before, after))
-        for old, new in zip(expected, found, strict=True):
-            error, reach = float((new - old).abs().max()), float(old.abs().max())
-            if not error <= TOLERANCE * max(reach, 1e-6):
-                raise PassError(f"equalize changed an output by {error:.3g} where it reaches {reach:.3g}")
+        if self.relu6 != "relu" and not self.absorb:
+            refuse_changed_outputs(before, after, self.name)
 
 
 def find_pairs(model: Model) -> list[LayerPair]:
@@ -305,13 +301,17 @@ def _scale_statistics(node: fx.Node, s: torch.Tensor) -> None:
         node.meta[STATISTICS] = (mean / s, std / s)
 
 
-def _absorb(pair: LayerPair, constants: dict[fx.Node, _Constants]) -> None:
-    """Move the offset that nearly all values of an activation have into the bias of what reads it."""
+def _absorb(pair: LayerPair, constants: dict[fx.Node, _Constants]) -> bool:
+    """Move the offset that nearly all values of an activation have into the bias of what reads it.
+
+    Returns:
+        Whether there was one that could be moved.
+    """
     first = constants[pair.first]
     if STATISTICS not in pair.first.meta or first.bias is None or not pair.is_direct:
-        return
+        return False
     if pair.bounded or any(_pads(reader) for reader in pair.readers):
-        return
+        return False
     mean, std = pair.first.meta[STATISTICS]
     offset = torch.clamp(mean - 3.0 * std, min=0.0)
     first.bias = first.bias - offset
@@ -320,6 +320,7 @@ def _absorb(pair: LayerPair, constants: dict[fx.Node, _Constants]) -> None:
         values, groups = constants[reader], layer_groups(reader)
         moved = scale_inputs(values.weight, offset, groups).flatten(1).sum(1)
         values.bias = moved if values.bias is None else values.bias + moved
+    return bool((offset > 0).any())
 
 
 def _pads(node: fx.Node) -> bool:
@@ -339,10 +340,3 @@ def _write(graph: fx.GraphModule, node: fx.Node, values: _Constants) -> None:
         bias = add_constant(graph, node, f"{node.name}_bias", values.bias.float())
     node.args = (argument(node, 0, "input"), weight, bias, *node.args[3:])
     node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("input", "weight", "bias")}
-
-
-def _flat(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value
-    return [tensor for item in values for tensor in _flat(item)]

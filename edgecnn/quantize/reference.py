@@ -65,13 +65,16 @@ OP_KINDS: frozenset[str] = frozenset(_KERNELS)
 """Every op kind the reference computes, which is every kind a Program may hold."""
 
 
-def run_program(program: Program, feeds: Mapping[str, Array], keep: Collection[str] = ()) -> dict[str, Array]:
+def run_program(
+    program: Program, feeds: Mapping[str, Array], keep: Collection[str] = (), *, saturates: bool = False
+) -> dict[str, Array]:
     """Run a Program on a batch.
 
     Args:
         program: float or quantized.
         feeds: for each input name float32 (n, c, h, w); an input that is quantized takes int8 as well.
         keep: names of tensors to return beside the outputs.
+        saturates: compute as ONNX Runtime does with uint8 activations on x86 without VNNI (`saturation`).
 
     Returns:
         Public output names and the names in `keep`, each with its array: float32, or int8 if the tensor
@@ -98,7 +101,7 @@ def run_program(program: Program, feeds: Mapping[str, Array], keep: Collection[s
         constant = program.tensors[name].data
         if constant is not None:
             kept[name] = constant
-    for op, array in iterate_program(program, feeds):
+    for op, array in iterate_program(program, feeds, saturates=saturates):
         if op.output in wanted:
             kept[op.output] = array
     results = {name: kept[name] for name in keep}
@@ -106,7 +109,9 @@ def run_program(program: Program, feeds: Mapping[str, Array], keep: Collection[s
     return results
 
 
-def iterate_program(program: Program, feeds: Mapping[str, Array]) -> Iterator[tuple[Op, Array]]:
+def iterate_program(
+    program: Program, feeds: Mapping[str, Array], *, saturates: bool = False
+) -> Iterator[tuple[Op, Array]]:
     """Run a Program on a batch, yielding each op with its output as soon as it is known.
 
     An activation is freed after its last use, unless the caller keeps it.
@@ -114,6 +119,7 @@ def iterate_program(program: Program, feeds: Mapping[str, Array]) -> Iterator[tu
     Args:
         program: float or quantized.
         feeds: as for `run_program`.
+        saturates: as for `run_program`.
 
     Yields:
         Each op, in execution order, and its output: float32, or int8 if the tensor is quantized.
@@ -125,7 +131,7 @@ def iterate_program(program: Program, feeds: Mapping[str, Array]) -> Iterator[tu
     values = _inputs(program, feeds)
     last_use = {name: index for index, op in enumerate(program.ops) for name in op.inputs}
     for index, op in enumerate(program.ops):
-        array = run_op(program, op, [values.get(name) for name in op.inputs])
+        array = run_op(program, op, [values.get(name) for name in op.inputs], saturates=saturates)
         yield op, array
         if op.output in last_use:
             values[op.output] = array
@@ -135,7 +141,7 @@ def iterate_program(program: Program, feeds: Mapping[str, Array]) -> Iterator[tu
         del array
 
 
-def run_op(program: Program, op: Op, inputs: Sequence[Array | None]) -> Array:
+def run_op(program: Program, op: Op, inputs: Sequence[Array | None], *, saturates: bool = False) -> Array:
     """Run one op on given values, for instance on those a runtime computed.
 
     Args:
@@ -143,6 +149,7 @@ def run_op(program: Program, op: Op, inputs: Sequence[Array | None]) -> Array:
         op: an op of `program`.
         inputs: one array for each of `op.inputs`, raw (int8 for a quantized tensor); None stands for the
             value of a constant.
+        saturates: as for `run_program`.
 
     Returns:
         The op's output: float32, or int8 if the tensor is quantized.
@@ -183,7 +190,7 @@ def run_op(program: Program, op: Op, inputs: Sequence[Array | None]) -> Array:
             arrays[0] = held_at_run_time(arrays[0], op.attributes["dynamic"])
     else:
         _check_quantized(op, tensors)
-    return kernel(Call(op, tensors, output, tuple(arrays)))
+    return kernel(Call(op, tensors, output, tuple(arrays), saturates))
 
 
 def _as_float(op: Op, tensor: Tensor, array: Array) -> Array:

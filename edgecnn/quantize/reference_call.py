@@ -24,12 +24,14 @@ class Call:
         tensors: descriptions of the op's inputs, in order.
         output: description of what it makes.
         arrays: raw values of the inputs (int8 and int32 where quantized, else float32), in order.
+        saturates: whether sums are those of x86 without VNNI (`saturation`).
     """
 
     op: Op
     tensors: tuple[Tensor, ...]
     output: Tensor
     arrays: tuple[Array, ...]
+    saturates: bool = False
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute of the op, or `default` if the op does not set it."""

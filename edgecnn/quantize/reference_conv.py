@@ -23,6 +23,7 @@ import numpy as np
 
 from edgecnn.graph.program import Array, QuantParams
 from edgecnn.quantize.reference_call import Call, clamp_real, float_scale, to_levels
+from edgecnn.quantize.saturation import in_runtime_order, is_depthwise, lost_by_saturation
 
 _CHUNK_VALUES = 1 << 20
 """Columns of so many values are unfolded at a time: few enough to stay in cache."""
@@ -96,12 +97,17 @@ def linear(call: Call) -> Array:
     acc = np.matmul(x.astype(dtype) - dtype(quant_x.zero_point), w.T.astype(dtype))
     if b is not None:
         acc += b.astype(dtype)
+    if call.saturates and call.output_quant.num_bits == 8:
+        raw = (x.astype(np.int32) + 128).reshape(-1, x.shape[-1])  # (rows, c_in)
+        acc -= lost_by_saturation(raw.T, w).T.reshape(acc.shape)
     multiplier = _multiplier(quant_x, quant_w, call.output_quant, w.shape[0])
     return to_levels(acc.astype(np.float32) * multiplier, call.output_quant, clamp)
 
 
 def _convolution(call: Call, x: Array, w: Array, geometry: _Geometry) -> Array:
     """Convolve x (n, c_in, h, w) with w (c_out, c_in/groups, k_h, k_w), a few images at a time."""
+    saturates = call.saturates and call.op.kind == "conv2d" and call.is_quantized
+    saturates = saturates and call.output_quant.num_bits == 8 and not is_depthwise(w, geometry.groups)
     b = call.arrays[2] if len(call.arrays) > 2 else None
     clamp = call.attribute("clamp")
     c_out, c_per_group, k_h, k_w = w.shape
@@ -126,6 +132,8 @@ def _convolution(call: Call, x: Array, w: Array, geometry: _Geometry) -> Array:
             acc = _grouped_sums(padded, weight, geometry, size)
         if bias is not None:
             acc += bias
+        if saturates:
+            acc -= _lost(padded + dtype(zero_point + 128), w, geometry, size)
         if multiplier is None:
             y[start : start + step] = clamp_real(acc, clamp)
         else:
@@ -175,6 +183,21 @@ def _depthwise_sums(x: Array, w: Array, geometry: _Geometry, size: tuple[int, in
             np.multiply(_window(x, i, j, geometry, size), w[:, 0, i, j, None, None], out=product)
             acc += product
     return acc
+
+
+def _lost(x: Array, w: Array, geometry: _Geometry, size: tuple[int, int]) -> Array:
+    """Return what saturating sums lose, int64 (n, c_out, h_out, w_out), of padded x as uint8 values."""
+    n, c_out, groups = len(x), w.shape[0], geometry.groups
+    c_per_group, k_h, k_w = w.shape[1:]
+    lost = np.empty((n, c_out, *size), np.int64)
+    rows = in_runtime_order(w).reshape(groups, c_out // groups, -1)  # (g, c_out/g, k)
+    for group in range(groups):
+        own = x[:, group * c_per_group : (group + 1) * c_per_group]
+        windows = [_window(own, i, j, geometry, size) for i in range(k_h) for j in range(k_w)]
+        columns = np.stack(windows).transpose(0, 2, 1, 3, 4).reshape(rows.shape[2], -1)  # (k, n * positions)
+        found = lost_by_saturation(columns, rows[group]).reshape(-1, n, *size)
+        lost[:, group * (c_out // groups) : (group + 1) * (c_out // groups)] = found.swapaxes(0, 1)
+    return lost
 
 
 def _window(x: Array, row: int, column: int, geometry: _Geometry, size: tuple[int, int]) -> Array:

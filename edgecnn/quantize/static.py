@@ -212,11 +212,16 @@ class QuantizeStatic:
             context.records.append({**record, "layers": layer_list(joined)})
         mean_counts = _mean_counts(work, slots)
         by_root = slot_parameters(slots, statistics.ranges, mean_counts)
+        notes = [apart_text(node, times) for node, times in apart.items()]
         if self.bias_correction and self.bias_method == "batch_norm":
-            statistics.input_means.update(batch_norm_means(work))
-        notes = tuple(apart_text(node, times) for node, times in apart.items())
+            known = {node: mean for node, mean in batch_norm_means(work).items() if node in layers}
+            statistics.input_means.update(known)
+            if not known:
+                notes.append(
+                    "bias correction from batch norms: no layer has one ahead, the images told all means"
+                )
         unknown = tuple(unknown_operators(work.graph))
-        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, notes, unknown)
+        return Calibrated(work, slots, layers, statistics, mean_counts, by_root, tuple(notes), unknown)
 
     def _plan(self, model: Model, work: Model, context: PassContext) -> FloatPlan:
         """Return what computes in float, and record it.

@@ -48,6 +48,9 @@ REFUSED = {
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
+MOST_HALF_ERROR = 2.0**-10
+"""Of a layer's weights, root mean square: normal numbers lose at most 2^-11, those below 6e-5 more."""
+
 
 @dataclass(frozen=True)
 class StoreWeights:
@@ -104,6 +107,7 @@ def narrow_weights(model: Model, dtype: str, num_bits: int = 8) -> Model:
         PassError: if one is too large for float16.
     """
     work = model.with_graph(copy_graph(model.graph))
+    coarse: list[str] = []
     stored: dict[tuple[fx.Node, int], fx.Node] = {}
     for node in list(work.graph.graph.nodes):
         spec = spec_of(node) if node.op == "call_function" else None
@@ -119,11 +123,35 @@ def narrow_weights(model: Model, dtype: str, num_bits: int = 8) -> Model:
             values = fetch(work.graph, weight).float()
             if dtype == "float16":
                 stored[key] = _as_half(work.graph, node, weight, values)
+                if _half_error(values) > MOST_HALF_ERROR:
+                    coarse.append(layer_name(node))
             else:
                 stored[key] = _as_int8(work.graph, node, values, spec.weight_axis, num_bits)
         node.args = (node.args[0], stored[key], argument(node, 2, "bias"), *node.args[3:])
         node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
-    return work.with_graph(finish(work.graph))
+    done = work.with_graph(finish(work.graph))
+    return done.with_warning(_coarse_text(coarse)) if coarse else done
+
+
+def _half_error(values: torch.Tensor) -> float:
+    """Return what rounding to float16 changes, as a share of the values, root mean square.
+
+    Example:
+        >>> _half_error(torch.tensor([1e-9])), _half_error(torch.tensor([0.5]))
+        (1.0, 0.0)
+    """
+    exact = values.double()
+    norm = float(exact.norm())
+    return float((values.half().double() - exact).norm()) / norm if norm > 0 else 0.0
+
+
+def _coarse_text(layers: list[str]) -> str:
+    """Say which layers have weights too small for float16."""
+    more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+    return (
+        f"weights too small for float16 in {layers[0]}{more}: below 6e-5 it has fewer digits, and what is "
+        "below 3e-8 becomes 0; the recipe weight_only_wi8_afp32 has a scale per channel"
+    )
 
 
 def _as_int8(graph: fx.GraphModule, node: fx.Node, values: torch.Tensor, axis: int, num_bits: int) -> fx.Node:

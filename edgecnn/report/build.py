@@ -306,6 +306,14 @@ def _without_labels(report: Report) -> str:
     )
 
 
+def held_without_labels(report: Report, max_drop: float) -> str:
+    """Say what an accuracy budget was held against where no image has a label, "" where some have."""
+    if report.accuracy is not None:
+        return ""
+    known = _without_labels(report).removeprefix("; ")
+    return f"a drop of {max_drop:g} points was asked for: {known or 'nothing tells it without real images'}"
+
+
 def largest_drop(report: Report) -> float | None:
     """Return the drop in points of top-1, without labels the most that it can be; None if nothing tells."""
     if report.accuracy is not None:

@@ -11,6 +11,7 @@ from edgecnn.report.islands import FLOAT_ISLANDS, float_islands_text
 from edgecnn.report.numbers import count_text, percent_text, ratio_text
 from edgecnn.report.page import Block, Cell, Figure, Section, Table, TileRow, table
 from edgecnn.report.results import Report
+from edgecnn.report.saturation import SATURATION, saturation_section
 from edgecnn.report.search import SEARCH, search_section
 from edgecnn.report.terminal import FLOAT_LAYERS, TRAINING, training_facts
 
@@ -35,6 +36,8 @@ def pruning_sections(report: Report) -> tuple[Section, ...]:
             taught = detail
         elif kind == "kernels":
             found.append(Section("The target's int8 kernels", (), f"{detail['text']}."))
+        elif kind == SATURATION:
+            found.append(saturation_section(detail))
         elif kind == SEARCH:
             found.append(search_section(detail))
         elif kind == FLOAT_LAYERS:

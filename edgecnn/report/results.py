@@ -226,9 +226,10 @@ class Report:
         warnings: what the user should know.
         details: what passes recorded, each with the keys "pass" and "kind": "pruning" (groups, widths),
             "training_curves" (loss and accuracy by epoch), "quantize_aware_training" (how far step sizes
-            moved), "kernels" (int8 instructions of the target), "float_layers" (of an int8 network: as asked,
-            and the operators that follow from it), "float_islands" (operators without an int8 form and those
-            beside them: why, how many pieces, what they cost), "search" (what else was tried).
+            moved), "kernels" (int8 instructions of the target), "saturation" (what x86 without VNNI would
+            make of the ONNX file), "float_layers" (of an int8 network: as asked, and the operators that
+            follow from it), "float_islands" (operators without an int8 form and those beside them: why, how
+            many pieces, what they cost), "search" (what else was tried).
         recipe_toml: the recipe with every parameter, as `Recipe.from_toml` reads it.
         schema_version: of this format.
     """

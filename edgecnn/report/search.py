@@ -26,6 +26,7 @@ def search_facts(detail: Mapping[str, Any]) -> str:
     count = f"{tries} tries" if tries != 1 else "1 try"
     changes = "; ".join(detail.get("changes") or [])
     goal = _GOALS.get(str(detail.get("goal")), str(detail.get("goal")))
+    goal = "faster than float" if detail.get("must_be_faster") else goal
     if detail.get("is_met"):
         note = f"; {detail['note']}" if detail.get("note") else ""
         return f"{goal}: reached after {count}" + (f" by {changes}" if changes else "") + note

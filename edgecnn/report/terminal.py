@@ -16,6 +16,7 @@ from edgecnn.report.bench_results import EMULATED
 from edgecnn.report.islands import FLOAT_ISLANDS, float_islands_text
 from edgecnn.report.numbers import bytes_text, count_text, digits, percent_text
 from edgecnn.report.results import LatencyFigures, ParityFigures, Report, SpeedupFigures
+from edgecnn.report.saturation import SATURATION, saturation_text
 from edgecnn.report.search import SEARCH, search_facts, slow_layer_facts
 
 FILES = {"onnx": "ONNX", "tflite": "TFLite"}
@@ -220,6 +221,10 @@ def _trust_rows(report: Report) -> list[list[RenderableType]]:
         if detail.get("kind") == KERNELS:
             fast = detail["exact"] and detail["is_dot_product"]
             rows.append(["kernels", Text(str(detail["text"]), style="" if fast else "yellow")])
+        elif detail.get("kind") == SATURATION:
+            rows.append(
+                ["elsewhere", Text(saturation_text(detail), style="yellow" if detail["num_layers"] else "")]
+            )
         elif detail.get("kind") == FLOAT_LAYERS:
             rows.append(["in float", float_layers_text(detail)])
         elif detail.get("kind") == FLOAT_ISLANDS:

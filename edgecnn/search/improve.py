@@ -23,7 +23,7 @@ class Found:
     Attributes:
         plan: to make the files by; the first where nothing better was found.
         details: for the report: {"pass": "search", "kind": "search", "goal": "accuracy" or "speed", "is_met",
-            "changes", "advice", "trials", for accuracy "note", for speed "slow_layers"}.
+            "changes", "advice", "trials", for accuracy "note", for speed "must_be_faster" and "slow_layers"}.
     """
 
     plan: Plan
@@ -49,12 +49,18 @@ def may_miss_accuracy(report: Report, plan: Plan, max_drop: float | None) -> boo
     return found.drop_points + (found.drop_error_points or 0.0) > max_drop + 1e-9
 
 
-def is_slower(report: Report, device: Device) -> bool:
-    """Return whether a file is slower than float on the device it is made for, if it was timed there."""
+def is_slower(report: Report, device: Device, *, must_be_faster: bool = False) -> bool:
+    """Return whether a file is slower than float on the device it is made for, if it was timed there.
+
+    Args:
+        report: of the files.
+        device: that they are made for.
+        must_be_faster: whether one that is not faster counts too.
+    """
     is_there = device.transport == "local" or any(key.endswith("_on_target") for key in report.parity)
     if report.latency is None or not is_there or report.environment.get("emulated"):
         return False
-    return bool(slow_formats(report.latency.speedup))
+    return bool(slow_formats(report.latency.speedup, must_be_faster=must_be_faster))
 
 
 def guard_accuracy(maker: Maker, prepared: Prepared, plan: Plan, max_drop: float) -> Found:
@@ -74,9 +80,11 @@ def avoid_slower(maker: Maker, prepared: Prepared, plan: Plan, made: Made, repor
     if report.latency is None or quantizer_of(plan) is None or widens(plan.passes):
         return Found(plan)
     bench = Workbench(maker, prepared)
-    found = hasten(bench, plan, made, report.latency.speedup)
+    must_be_faster = maker.options.must_be_faster
+    found = hasten(bench, plan, made, report.latency.speedup, must_be_faster=must_be_faster)
     detail = {
         "goal": "speed",
+        "must_be_faster": must_be_faster,
         "is_met": found.is_met,
         "changes": found.changes,
         "advice": "" if found.is_met else "the float or fp16 file is the faster one on this machine",

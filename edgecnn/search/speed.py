@@ -49,12 +49,26 @@ class Hastened:
     slow_layers: dict[str, list[LayerTime]] = field(default_factory=dict)
 
 
-def slow_formats(speedup: Mapping[str, SpeedupFigures]) -> list[str]:
-    """Return the formats whose file is slower than float."""
-    return [name for name, figures in speedup.items() if figures.verdict == "slower"]
+def slow_formats(speedup: Mapping[str, SpeedupFigures], *, must_be_faster: bool = False) -> list[str]:
+    """Return the formats whose file is slower than float, or not faster where it must be.
+
+    Example:
+        >>> speedup = {"onnx": SpeedupFigures(0.5, 0.4, 0.6), "tflite": SpeedupFigures(1.01, 0.9, 1.1)}
+        >>> slow_formats(speedup), slow_formats(speedup, must_be_faster=True)
+        (['onnx'], ['onnx', 'tflite'])
+    """
+    enough = ("faster",) if must_be_faster else ("faster", "no difference")
+    return [name for name, figures in speedup.items() if figures.verdict not in enough]
 
 
-def hasten(bench: Workbench, plan: Plan, made: Made, speedup: Mapping[str, SpeedupFigures]) -> Hastened:
+def hasten(
+    bench: Workbench,
+    plan: Plan,
+    made: Made,
+    speedup: Mapping[str, SpeedupFigures],
+    *,
+    must_be_faster: bool = False,
+) -> Hastened:
     """Look for a plan whose files are not slower than float.
 
     Args:
@@ -62,41 +76,52 @@ def hasten(bench: Workbench, plan: Plan, made: Made, speedup: Mapping[str, Speed
         plan: the first, with a file slower than float.
         made: of `plan`.
         speedup: of `made`.
+        must_be_faster: as fast as float is not enough.
     """
+
+    def slow_ones(figures: Mapping[str, SpeedupFigures]) -> list[str]:
+        return slow_formats(figures, must_be_faster=must_be_faster)
+
     found = Hastened(plan)
     formats = list(speedup)
     best = speedup
     bench.trials.append(Trial("as the recipe says", speedup=speedup))
-    slow = slow_formats(speedup)
+    slow = slow_ones(speedup)
     times = {name: _layer_times(bench, made, name) for name in slow}
     found.slow_layers = {name: [t for t in layers if t.lost_ms > 0] for name, layers in times.items()}
     for change, candidate in _candidates(plan, made, slow, order_of_loss(times)):
         trial, _ = bench.try_speed(change, candidate, formats)
         if trial.size_share is not None and trial.size_share > MAX_SIZE_SHARE:
             break  # more layers in float make it larger still
-        if not trial.error and is_better(trial.speedup, best):
+        if not trial.error and is_better(trial.speedup, best, must_be_faster=must_be_faster):
             bench.keep(trial)
             best, found.plan, found.changes = trial.speedup, candidate, [change]
-        if not slow_formats(best):
+        if not slow_ones(best):
             break
-    found.is_met = not slow_formats(best)
+    found.is_met = not slow_ones(best)
     return found
 
 
-def is_better(found: Mapping[str, SpeedupFigures], before: Mapping[str, SpeedupFigures]) -> bool:
+def is_better(
+    found: Mapping[str, SpeedupFigures],
+    before: Mapping[str, SpeedupFigures],
+    *,
+    must_be_faster: bool = False,
+) -> bool:
     """Return whether files slower than float gained, by more than noise, and no other lost.
 
-    Where none is slower any more another one may have lost, if they gained more together.
+    Where none is slower any more another one may have lost, if they gained more together. With
+    `must_be_faster` a file that is not faster counts as slower.
 
     Example:
         >>> slow, less_slow = SpeedupFigures(0.5, 0.4, 0.6), SpeedupFigures(0.8, 0.7, 0.9)
         >>> is_better({"onnx": less_slow}, {"onnx": slow}), is_better({"onnx": slow}, {"onnx": slow})
         (True, False)
     """
-    slow = slow_formats(before)
+    slow = slow_formats(before, must_be_faster=must_be_faster)
     if any(name not in found for name in before):
         return False  # too few runs for an interval tell nothing
-    if not slow_formats(found):
+    if not slow_formats(found, must_be_faster=must_be_faster):
         return math.prod(found[n].ratio for n in before) > CLEARLY * math.prod(
             s.ratio for s in before.values()
         )
