@@ -226,6 +226,12 @@ class PruneChannels:
                 f"prune_channels: batch-norm statistics come from {len(samples.indices)} images, "
                 f"{MIN_STATISTICS} or more are better"
             )
+        inexact = dict.fromkeys(reason for cut in cuts for reason in cut.inexact)
+        if inexact:
+            found.append(
+                f"prune_channels: {' and '.join(inexact)}, so a channel that is gone is not one that is zero: "
+                f"the outputs of the two differ by {max(cut.error for cut in cuts):.1%} of their range"
+            )
         if not any(cut.removed for cut in cuts):
             target = self._target(cuts[0].model)
             widest = max(group.size for group in cuttable(cuts[0].coupling))
@@ -256,6 +262,8 @@ class PruneChannels:
                 sum(group.size for group in first.coupling.groups),
                 sum(g.size for g in first.coupling.groups) - sum(len(cut.removed) for cut in cuts),
             ],
+            "zeroed_error": max(cut.error for cut in cuts),
+            "inexact_reasons": list(dict.fromkeys(reason for cut in cuts for reason in cut.inexact)),
             "prunable_fraction": first.coupling.prunable_fraction,
             "frozen_reasons": dict(first.coupling.frozen_reasons),
             "groups": describe_groups(cuts),
