@@ -104,7 +104,7 @@ def compress(values: Mapping[str, Any]) -> None:
     package.module:factory. Without --data the scales come from made-up images, and accuracy stays unmeasured.
     Images that judge the result are never trained on.
     """
-    parts = ("int8", "qat", "fp16", "prune", "prune_macs", "prune_params", "distill")
+    parts = ("int8", "qat", "fp16", "prune", "prune_macs", "prune_params", "prune_to_mb", "distill")
     given = [f"--{name.replace('_', '-')}" for name in parts if values[name] not in (None, False)]
     if given and values["recipe"]:
         message = f"{given[0]} makes a recipe of its own; give {given[0]} or --recipe, not both"
@@ -154,6 +154,7 @@ def _flags(values: Mapping[str, Any]) -> RecipeFlags:
         prune=values["prune"],
         prune_macs=values["prune_macs"],
         prune_params=values["prune_params"],
+        prune_to_mb=values["prune_to_mb"],
         importance=values["importance"],
         distill=values["distill"],
         epochs=values["epochs"],

@@ -191,7 +191,7 @@ def _step_target(target: Target, step: int, steps: int, cuts: list[Cut], present
         wanted = total * (1 - target.value) ** share
         return replace(target, value=max(0.0, 1 - wanted / left) if left else 0.0)
     if target.kind == "size_mb":
-        whole = target.amount(*(cuts[0].macs[0], cuts[0].params[0]) if cuts else _whole(present))
+        whole = target.spent(cuts[0].coupling if cuts else couple_channels(present))
         return replace(target, value=whole * (target.value / whole) ** share if whole else target.value)
     first, last = _spent(target, cuts)
     return replace(target, value=target.value**share * first / last)
@@ -199,10 +199,6 @@ def _step_target(target: Target, step: int, steps: int, cuts: list[Cut], present
 
 def _total(coupling: Coupling) -> int:
     return sum(len(group.channels) for group in cuttable(coupling))
-
-
-def _whole(model: Model) -> tuple[int, int]:
-    return macs_and_params(couple_channels(model), frozenset())
 
 
 def _spent(target: Target, cuts: list[Cut]) -> tuple[float, float]:
