@@ -16,6 +16,7 @@ from edgecnn.errors import PassError
 from edgecnn.train.checkpoint import Checkpoint, differences
 from edgecnn.train.curves import CurveRecorder
 from edgecnn.train.data import BatchMaker
+from edgecnn.train.distributed import Team
 from edgecnn.train.network import TrainingNetwork
 from edgecnn.train.objective import Objective
 from edgecnn.train.optimize import make_optimizer
@@ -92,21 +93,19 @@ class RunState:
             }
         checkpoint.save(state)
 
-    def restore(self, checkpoint: Checkpoint, batches: BatchMaker) -> None:
-        """Take everything back, if there is a checkpoint.
+    def digest(self, batches: BatchMaker) -> str:
+        """Return a hash of what this run is, weights left out: processes on unlike machines may round apart."""
+        return _short_hash(json.dumps(self._describe(batches), sort_keys=True))
+
+    def restore(self, checkpoint: Checkpoint, batches: BatchMaker, team: Team) -> None:
+        """Take everything back, if there is a checkpoint; the process that leads reads it for all.
 
         Raises:
             PassError: if it belongs to another run; the message says what differs.
         """
-        state = checkpoint.load()
+        state = team.share(lambda: self._load(checkpoint, batches))
         if state is None:
             return
-        differing = differences(state["run"], self._describe(batches))
-        if differing:
-            raise PassError(
-                f"{checkpoint.path}: the checkpoint belongs to another training run: {'; '.join(differing)}",
-                hint="use the same settings, or remove the checkpoint to start anew",
-            )
         self.step, self.stale, self.stopped = state["step"], state["stale"], state["stopped"]
         self.curves = CurveRecorder(self._total, state["curves"])
         self.warnings = list(state["warnings"])
@@ -124,6 +123,17 @@ class RunState:
         if state["best"] is not None:
             loss, accuracy, tensors = state["best"]
             self.best = Validation(loss, accuracy), {name: t.to(device) for name, t in tensors.items()}
+
+    def _load(self, checkpoint: Checkpoint, batches: BatchMaker) -> dict[str, Any] | None:
+        """Return the state saved last, or None."""
+        state = checkpoint.load()
+        differing = () if state is None else differences(state["run"], self._describe(batches))
+        if differing:
+            raise PassError(
+                f"{checkpoint.path}: the checkpoint belongs to another training run: {'; '.join(differing)}",
+                hint="use the same settings, or remove the checkpoint to start anew",
+            )
+        return state
 
     def _describe(self, batches: BatchMaker) -> dict[str, str]:
         """Say what this run is, so that another one does not continue it."""
