@@ -68,8 +68,8 @@ def compress(
 ) -> CompressResult:
     """Compress a trained network, prove the files and write them.
 
-    Of several processes that torchrun started, all train together; the first alone returns, and the others end
-    with SystemExit once nothing is left to train.
+    Of several processes that torchrun started, all train together; the first alone returns, and the others
+    end with SystemExit once nothing is left to train.
 
     Args:
         model: a path, torchvision:NAME, timm:NAME, package.module:factory, an nn.Module, an ExportedProgram

@@ -136,7 +136,8 @@ def compress(values: Mapping[str, Any]) -> None:
             _print(error.result.report, values["as_json"])
         raise
     except (EdgeCNNError, KeyboardInterrupt) as error:
-        if "--resume" not in (getattr(error, "hint", None) or ""):
+        again = hasattr(error, "good_step")  # a loss that became NaN: to go on would end at the same step
+        if not again and "--resume" not in (getattr(error, "hint", None) or ""):
             _say_resumable(values["out"])
         raise
     _print(result.report, values["as_json"])

@@ -129,7 +129,11 @@ class PruneChannels:
             ("epochs_between", self.epochs_between >= 0, "0 or more"),
             ("learning_rate", self.learning_rate > 0, "a number above 0"),
             ("regularization", self.regularization >= 0, "0 or more"),
-            ("bytes_per_weight", self.bytes_per_weight >= 0, "a number above 0, or 0 for what the recipe makes"),
+            (
+                "bytes_per_weight",
+                self.bytes_per_weight >= 0,
+                "a number above 0, or 0 for what the recipe makes",
+            ),
             ("size_mb", self.size_mb is None or self.size_mb > 0, "a number above 0"),
         )
         for name, holds, expected in rules:
@@ -233,8 +237,8 @@ class PruneChannels:
         inexact = dict.fromkeys(reason for cut in cuts for reason in cut.inexact)
         if inexact:
             found.append(
-                f"prune_channels: {' and '.join(inexact)}, so a channel that is gone is not one that is zero: "
-                f"the outputs of the two differ by {max(cut.error for cut in cuts):.1%} of their range"
+                f"prune_channels: {' and '.join(inexact)}, so a channel that is gone is not one that is "
+                f"zero: the outputs of the two differ by {max(cut.error for cut in cuts):.1%} of their range"
             )
         if not any(cut.removed for cut in cuts):
             target = self._target(cuts[0].model)

@@ -7,9 +7,9 @@ has of its own share) are averaged after the backward pass, so that all take the
 
 which is the gradient of the mean over the whole batch, shares being equal. BatchNorm normalizes each share by
 itself, so a network that has it trains a little otherwise than in one process. Every process does all passes;
-the first alone (it leads) keeps checkpoints, and writes and measures what comes of them. The averaging is done here and not by
-DistributedDataParallel, since the loss also reads values inside the graph, trains parameters outside it and
-may add a penalty on weights, which that wrapper does not see.
+the first alone (it leads) keeps checkpoints, and writes and measures what comes of them. The averaging is done
+here and not by DistributedDataParallel, since the loss also reads values inside the graph, trains parameters
+outside it and may add a penalty on weights, which that wrapper does not see.
 
 Source: Li et al. 2020, arXiv:2006.15704, section 2.2.
 """
@@ -122,7 +122,7 @@ class Team:
 
 
 def launched() -> Team:
-    """Return which of the processes that torchrun started this one is, joined or not; a team of one without it.
+    """Return which of torchrun's processes this one is, joined or not; a team of one where there are none.
 
     Example:
         >>> launched()
@@ -163,7 +163,7 @@ _released = False
 
 def leave_team() -> None:
     """Go on alone: training from now on is this process's own. Nothing happens where there is no team."""
-    global _released  # noqa: PLW0603 - a process joins and leaves once
+    global _released
     if launched().world > 1:
         _released = True
         _leave()

@@ -124,9 +124,10 @@ def _fit_batch(settings: TrainSettings, data: TrainData, model: Model) -> tuple[
             )
         world = launched().world
         size = max(len(data.indices) // world, 1) * world
+        share = "all" if size == len(data.indices) else size
         warnings.append(
-            f"{data.dataset.name}: {size} training images, fewer than the batch_size of "
-            f"{settings.batch_size}; each step trains on {'all' if size == len(data.indices) else size} of them"
+            f"{data.dataset.name}: {len(data.indices)} training images, fewer than the batch_size of "
+            f"{settings.batch_size}; each step trains on {share} of them"
         )
     return replace(settings, batch_size=size), warnings
 

@@ -94,7 +94,7 @@ class RunState:
         checkpoint.save(state)
 
     def digest(self, batches: BatchMaker) -> str:
-        """Return a hash of what this run is, weights left out: processes on unlike machines may round apart."""
+        """Return a hash of what this run is; weights are left out, as unlike machines round apart."""
         return _short_hash(json.dumps(self._describe(batches), sort_keys=True))
 
     def restore(self, checkpoint: Checkpoint, batches: BatchMaker, team: Team) -> None:
@@ -156,7 +156,9 @@ def _short_hash(text: str) -> str:
 
 
 class LastGood:
-    """The weights at the last look at which the loss had not risen.
+    """The weights at the last look that the steps behind it have shown to be good: their loss had not risen.
+
+    The loss of a step is that of the weights ahead of it, so a copy waits until the next look to be judged.
 
     Args:
         tensors: the weights now.
@@ -168,11 +170,12 @@ class LastGood:
         self.tensors = tensors
         self.step = step
         self._interval = max(total // _NUM_LOOKS, 1)
+        self._waiting: tuple[dict[str, Tensor], int] = (tensors, step)
         self._lowest = math.inf
         self._sum, self._count = 0.0, 0
 
     def note(self, step: int, loss: float, copies: Callable[[], dict[str, Tensor]]) -> None:
-        """Take in the loss of a step; now and then take a copy of the weights."""
+        """Take in the loss of a step; now and then judge the copy that waits, and take another."""
         self._sum += loss
         self._count += 1
         if step % self._interval:
@@ -180,5 +183,6 @@ class LastGood:
         mean = self._sum / self._count
         self._sum, self._count = 0.0, 0
         if self._lowest is math.inf or mean <= self._lowest + _TOLERATED_RISE * abs(self._lowest):
-            self.tensors, self.step = copies(), step
+            self.tensors, self.step = self._waiting
+        self._waiting = copies(), step
         self._lowest = min(self._lowest, mean)
