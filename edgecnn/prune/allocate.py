@@ -39,8 +39,8 @@ FILE_BYTES_PER_NODE = 300
 
 INT8_BYTES_PER_CHANNEL = 30
 """What an int8 file holds per output channel of a layer besides weights: scales and zero points of weights
-and bias, and a bias of 4 bytes. With the two, ResNet-20 (269,722 params) is 0.307 MB, in truth 0.304 (ONNX) and
-0.302 (TFLite); LeNet-5 (61,706) is 0.072, in truth 0.070 and 0.072."""
+and bias, and a bias of 4 bytes. With the two, ResNet-20 (269,722 params) is 0.307 MB, in truth 0.304 (ONNX)
+and 0.302 (TFLite); LeNet-5 (61,706) is 0.072, in truth 0.070 and 0.072."""
 
 MAX_GIVE_BACK = 64
 """Steps that are tried to be put back, once the budget is met."""
