@@ -8,8 +8,8 @@ has of its own share) are averaged after the backward pass, so that all take the
 which is the gradient of the mean over the whole batch, shares being equal. BatchNorm normalizes each share by
 itself, so a network that has it trains a little otherwise than in one process. Every process does all passes;
 the first alone (it leads) keeps checkpoints, and writes and measures what comes of them. The averaging is
-done here and not by DistributedDataParallel, since the loss also reads values inside the graph, trains parameters
-outside it and may add a penalty on weights, which that wrapper does not see.
+done here and not by DistributedDataParallel, since the loss also reads values inside the graph, trains
+parameters outside it and may add a penalty on weights, which that wrapper does not see.
 
 Source: Li et al. 2020, arXiv:2006.15704, section 2.2.
 """
