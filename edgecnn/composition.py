@@ -48,6 +48,7 @@ class RecipeFlags:
         prune: fraction of the channels to remove, 0 < prune < 1.
         prune_macs: fraction of the MACs to remove.
         prune_params: fraction of the parameters to remove.
+        prune_to_mb: size of the larger file to come down to, 1 MB = 1,000,000 bytes.
         importance: what a channel is worth, by name.
         distill: learn from a teacher instead of from labels.
         epochs: of training; 0 leaves it out; None leaves it to the pass.
@@ -66,6 +67,7 @@ class RecipeFlags:
     prune: float | None = None
     prune_macs: float | None = None
     prune_params: float | None = None
+    prune_to_mb: float | None = None
     importance: str | None = None
     distill: bool = False
     epochs: float | None = None
@@ -90,8 +92,13 @@ class RecipeFlags:
         return None
 
     def _targets(self) -> tuple[tuple[str, float | None], ...]:
-        """Return each target's name in the pass's parameters, and the fraction to remove."""
-        return (("ratio", self.prune), ("macs_left", self.prune_macs), ("params_left", self.prune_params))
+        """Return each target's name in the pass's parameters, and the fraction to remove, or the size."""
+        return (
+            ("ratio", self.prune),
+            ("macs_left", self.prune_macs),
+            ("params_left", self.prune_params),
+            ("size_mb", self.prune_to_mb),
+        )
 
     def check(self) -> None:
         """Check that the flags go together.
@@ -103,8 +110,12 @@ class RecipeFlags:
         given = [flag for flag, (_, value) in targets if value is not None]
         if len(given) > 1:
             raise RecipeError(f"{' and '.join(given)} are both given, expected one of them")
-        for flag, (_, value) in targets:
-            if value is not None and not 0 < value < 1:
+        for flag, (name, value) in targets:
+            if value is None:
+                continue
+            if name == "size_mb" and not (math.isfinite(value) and value > 0):
+                raise RecipeError(f"{flag} is {value:g}, expected megabytes, a number above 0")
+            if name != "size_mb" and not 0 < value < 1:
                 raise RecipeError(
                     f"{flag} is {value:g}, expected a fraction between 0 and 1, both excluded",
                     hint="0.5 removes half; 1 would leave nothing",
@@ -160,7 +171,7 @@ class RecipeFlags:
 FORMAT_FLAGS = ("int8", "fp16", "int16x8")
 """Types that weights and activations can get, one of them."""
 
-PRUNING_FLAGS = ("--prune", "--prune-macs", "--prune-params")
+PRUNING_FLAGS = ("--prune", "--prune-macs", "--prune-params", "--prune-to-mb")
 
 TRAINING_FLAGS = {"epochs": "--epochs", "learning_rate": "--lr", "batch_size": "--batch-size"}
 
@@ -200,8 +211,10 @@ def _compose(flags: RecipeFlags) -> Recipe:
     if flags._target is not None:
         target, value = flags._target
         passes.append(_prune(flags, target, value))
-        what = "" if target == "ratio" else f"_{target.removesuffix('_left')}"
-        names.append(f"prune{what}{100 * value:g}".replace(".", "p"))
+        what = {"ratio": f"{100 * value:g}", "size_mb": f"_to{value:g}mb"}.get(
+            target, f"_{target.removesuffix('_left')}{100 * value:g}"
+        )
+        names.append(f"prune{what}".replace(".", "p"))
     if flags.distill:
         distill: Any = load_pass("distill")
         passes.append(distill(**({} if flags.has_images else DATA_FREE_DISTILLATION)))
@@ -234,7 +247,7 @@ def _format_recipe(flags: RecipeFlags) -> str:
 def _prune(flags: RecipeFlags, target: str, value: float) -> Pass:
     """Return the pass that removes channels; it counts MACs and parameters by what is left."""
     kind: Any = load_pass("prune_channels")
-    values: dict[str, Any] = {target: value if target == "ratio" else round(1 - value, 6)}
+    values: dict[str, Any] = {target: value if target in ("ratio", "size_mb") else round(1 - value, 6)}
     importance = flags.importance or (None if flags.has_images else DATA_FREE_IMPORTANCE)
     if importance is not None:
         values["importance"] = importance

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgecnn.artifact import Artifact, check_output_directory, publish_files
 from edgecnn.devices.kernels import kernels_for
@@ -22,6 +22,7 @@ from edgecnn.graph.build import build_program, float_islands
 from edgecnn.graph.cost import LayerCost, float_cost, layer_costs
 from edgecnn.graph.folding import FoldBatchNorm
 from edgecnn.graph.program import Program
+from edgecnn.images import is_trained
 from edgecnn.judgement import Made, Timing, judge, make_artifact
 from edgecnn.load import save_pt2
 from edgecnn.making import Maker, Plan, Prepared, widens
@@ -36,6 +37,7 @@ from edgecnn.report import Report
 from edgecnn.report.build import ReportParts, budget_misses, build_report, held_without_labels, largest_drop
 from edgecnn.report.html import render_compress_html
 from edgecnn.resume import Resumable
+from edgecnn.train.distributed import launched, leave_team
 
 __all__ = ["CompressOptions", "CompressResult", "compress"]
 
@@ -66,6 +68,9 @@ def compress(
 ) -> CompressResult:
     """Compress a trained network, prove the files and write them.
 
+    Of several processes that torchrun started, all train together; the first alone returns, and the others
+    end with SystemExit once nothing is left to train.
+
     Args:
         model: a path, torchvision:NAME, timm:NAME, package.module:factory, an nn.Module, an ExportedProgram
             or a Model.
@@ -86,18 +91,32 @@ def compress(
     options = options or CompressOptions()
     options.check()
     require_packages(options.formats)
-    progress = progress or SilentProgress()
+    leads = launched().leads
+    progress = progress if progress is not None and leads else SilentProgress()
     folder = Path(out)
     keep_inputs((model, options.load.weights, options.teacher), folder)
     device = load_device(options.target)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     recipe = recipe if options.seed is None else dataclasses.replace(recipe, seed=options.seed)
     _check_io(recipe, options.io)
-    check_output_directory(folder, options.force)
-    with Resumable(folder, recipe, resume=options.resume, force=options.force) as resumable:
-        result = _run(Maker(recipe, device, options, resumable, progress), model, data, folder)
+    if leads:
+        check_output_directory(folder, options.force)
+    with Resumable(folder, recipe, resume=options.resume, force=options.force, leads=leads) as resumable:
+        maker = Maker(recipe, device, options, resumable, progress)
+        if not leads:
+            _help_training(maker, model, data)
+        result = _run(maker, model, data, folder)
     _check_budgets(result, options, folder)
     return result
+
+
+def _help_training(maker: Maker, model: Any, data: Any) -> NoReturn:
+    """Take part in the training that another process leads, and end."""
+    prepared = maker.prepare(model, data)
+    if any(is_trained(step) for step in prepared.plan.passes[prepared.num_done :]):
+        maker.make(prepared, prepared.plan)
+    leave_team()
+    raise SystemExit(0)
 
 
 @dataclass(frozen=True)
@@ -137,6 +156,7 @@ def _attempt(maker: Maker, prepared: Prepared, plan: Plan, folder: Path, prepare
     recipe = _recipe_of(maker.recipe, prepared, plan)
     started = time.perf_counter()
     made, records = maker.make(prepared, plan)
+    leave_team()  # the processes that helped are done: what a search trains is trained here alone
     records = [_with_cost(record, made.program) for record in records]
     artifacts = {
         name: make_artifact(file, folder, made.compressed, recipe.name) for name, file in made.files.items()

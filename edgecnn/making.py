@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,8 @@ class Maker:
         dtype = activation_dtype_for(self.device.isa)
         chosen = FileOptions(self.options.io, dtype, plan.align, self.device.max_opset)
         spec = prepared.loaded.spec
+        files = {f: write_model(program, f, spec, chosen) for f in self.options.formats}
+        compressed = compressed.with_warning(*too_large(plan.passes, {f: len(files[f].data) for f in files}))
         made = Made(
             loaded=prepared.loaded,
             compressed=compressed,
@@ -145,7 +147,7 @@ class Maker:
             images=prepared.images,
             program=program,
             float_program=prepared.float_program,
-            files={f: write_model(program, f, spec, chosen) for f in self.options.formats},
+            files=files,
             activation_dtype=dtype,
             device=self.device,
         )
@@ -228,6 +230,8 @@ def _fit_to_target(passes: Sequence[Pass], device: Device, options: CompressOpti
             changes["num_samples"] = options.num_samples
         if "kernel_width" in names:
             changes["kernel_width"] = kernels_for(device.isa).width
+        if getattr(step, "bytes_per_weight", None) == 0:
+            changes["bytes_per_weight"] = bytes_per_weight(passes)
         if "split_concats" in names and options.io != "float32":
             changes["split_concats"] = False
         fitted.append(dataclasses.replace(step, **changes) if changes else step)  # type: ignore[type-var]
@@ -258,6 +262,26 @@ def _find_named_layers(loaded: Model, passes: Sequence[Pass], where: str) -> Non
             match_layers(lowered.graph, names)
         except RecipeError as error:
             raise RecipeError(f"{where} ({step.name}): {error.message}", hint=error.hint) from error
+
+
+def bytes_per_weight(passes: Sequence[Pass]) -> float:
+    """Return what a weight takes in the files that passes lead to: 1 for int8, 2 for float16, else 4."""
+    if any(step.name.startswith("quantize") for step in passes):
+        return 1.0
+    stored = [getattr(step, "dtype", "") for step in passes if step.name == "store_weights"]
+    return {"int8": 1.0, "float16": 2.0}.get(stored[-1] if stored else "", 4.0)
+
+
+def too_large(passes: Sequence[Pass], num_bytes: Mapping[str, int]) -> list[str]:
+    """Say which files, of so many bytes, are larger than pruning was to make them."""
+    budget = min((mb for step in passes if (mb := getattr(step, "size_mb", None)) is not None), default=None)
+    sizes = {name: count / 1e6 for name, count in num_bytes.items()}
+    return [
+        f"prune_channels was to leave a file of {budget:g} MB, and the {name} file has {size:.4g} MB: "
+        f"ask for {budget * budget / size:.3g}"
+        for name, size in sizes.items()
+        if budget is not None and size > budget
+    ]
 
 
 def widens(passes: Sequence[Pass]) -> bool:

@@ -33,18 +33,24 @@ class Resumable:
         recipe: of the run.
         resume: go on with what an unfinished run left.
         force: throw away what an unfinished run left.
+        leads: whether this process keeps the checkpoints; of several that train together only one does.
 
     Raises:
         OutputError: if there is an unfinished run and neither is set, or nothing to resume.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, *, resume: bool, force: bool, leads: bool = True
+    ) -> None:
+        self._leads = leads
         self._folder = folder / FOLDER
         self._recipe = recipe
         self._resume = resume
         self._is_trained = any(is_trained(step) for step in recipe.passes)
         self._open = False
         self._is_new = not folder.exists()
+        if not leads:
+            return
         found = self._folder.exists()
         if found and not resume and not force:
             raise OutputError(
@@ -88,11 +94,14 @@ class Resumable:
             OutputError: if the unfinished run differs from this one; the message says in what.
         """
         if not self._is_trained:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._leads:
+                shutil.rmtree(self._folder, ignore_errors=True)
             return None
         from edgecnn.train.checkpoint import Checkpoints
 
         stages = Checkpoints(self._folder, fingerprint(model, images, passes, self._recipe.seed, teacher))
+        if not self._leads:
+            return stages
         if self._resume:
             differing = stages.differences()
             if differing:

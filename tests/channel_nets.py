@@ -227,6 +227,10 @@ NETS: dict[str, Entry] = {
     ),
     "unbind": (lambda: Lambda(lambda s, x: s.a(x.unflatten(1, (2, 4)).unbind(1)[1]), a=conv(4, 6)), True),
     "option a": (lambda: Lambda(_option_a, a=conv(8, 16, 3, stride=2)), True),
+    "pad here, crop there": (
+        lambda: Lambda(lambda s, x: s.b(F.pad(s.a(x), (0, 0, 0, 0, 3, -3))), a=conv(8, 8), b=conv(8, 6)),
+        True,
+    ),
     "shuffle": (lambda: Lambda(_shuffle, a=conv(4, 4), b=conv(8, 8)), True),
     "channel shuffle": (
         lambda: Lambda(lambda s, x: s.a(F.channel_shuffle(x, 2)), a=conv(8, 6, groups=2)),

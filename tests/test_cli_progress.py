@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from edgecnn.cli import progress as progress_module
 from edgecnn.cli.progress import TerminalProgress
 
 
@@ -34,6 +35,18 @@ def run_two_steps(stream: io.StringIO) -> str:
 
 def test_a_pipe_gets_one_line_per_step() -> None:
     assert run_two_steps(io.StringIO()) == "loading\ncalibrating [512] (3)\n"
+
+
+def test_a_pipe_hears_now_and_then_how_long_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 5 units, 20 seconds each: there is news after 40 and 80 s, and none at its end."""
+    clock = iter([0.0, 20.0, 40.0, 60.0, 80.0, 100.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with TerminalProgress(stream) as progress:
+        progress.start("train", 5)
+        for _ in range(5):
+            progress.advance()
+    assert stream.getvalue() == "train (5)\n  2/5, 1 min 0 s left\n  4/5, 20 s left\n"
 
 
 def test_a_terminal_gets_bars_and_its_cursor_back() -> None:

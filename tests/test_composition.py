@@ -41,6 +41,7 @@ def test_nothing_said_is_static_int8() -> None:
         ({"prune": 0.125, "epochs": 0}, "prune12p5_untrained", ["prune_channels", "fold_batch_norm"]),
         ({"prune": 0.3, "has_images": False}, "prune30_untrained", ["prune_channels", "fold_batch_norm"]),
         ({"prune_macs": 0.5}, "prune_macs50", ["prune_channels", "fine_tune", "fold_batch_norm"]),
+        ({"prune_to_mb": 0.5}, "prune_to0p5mb", ["prune_channels", "fine_tune", "fold_batch_norm"]),
         ({"fp16": True}, "fp16", ["fold_batch_norm", "store_weights"]),
         (
             {"prune": 0.5, "fp16": True},
@@ -77,10 +78,12 @@ def test_a_shipped_recipe_is_what_the_flags_of_its_name_give(name: str) -> None:
 def test_the_flags_say_what_goes_and_the_pass_what_is_left() -> None:
     kept = [
         parameters(recipe_from_flags(replace(IMAGES, **{flag: 0.3})).passes[0])
-        for flag in ("prune", "prune_macs", "prune_params")
+        for flag in ("prune", "prune_macs", "prune_params", "prune_to_mb")
     ]
-    found = [(step["ratio"], step["macs_left"], step["params_left"]) for step in kept]
-    assert found == [(0.3, None, None), (None, 0.7, None), (None, None, 0.7)]
+    found = [tuple(step[name] for name in ("ratio", "macs_left", "params_left", "size_mb")) for step in kept]
+    assert found == [
+        (0.3, None, None, None), (None, 0.7, None, None), (None, None, 0.7, None), (None, None, None, 0.3),
+    ]  # fmt: skip
 
 
 def test_training_flags_reach_the_pass_that_trains_and_no_other() -> None:
@@ -134,6 +137,9 @@ def test_weights_alone_do_not_compare_groups(
         ({"prune_macs": -0.5}, "--prune-macs is -0.5, expected"),
         ({"prune": float("nan")}, "--prune is nan, expected"),
         ({"prune": 0.5, "prune_params": 0.5}, "--prune and --prune-params are both given"),
+        ({"prune_macs": 0.5, "prune_to_mb": 1.0}, "--prune-macs and --prune-to-mb are both given"),
+        ({"prune_to_mb": 0.0}, "--prune-to-mb is 0, expected megabytes, a number above 0"),
+        ({"prune_to_mb": float("inf")}, "--prune-to-mb is inf, expected megabytes"),
         ({"recipe": "static_wi8_ai8", "prune": 0.5}, "--prune and --recipe static_wi8_ai8 are both given"),
         ({"recipe": "static_wi8_ai8", "fp16": True}, "--fp16 and --recipe static_wi8_ai8 are both given"),
         ({"int8": True, "fp16": True}, "--int8 and --fp16 are both given"),

@@ -23,6 +23,8 @@ import edgecnn
 from edgecnn.cli.main import main
 from edgecnn.errors import OutputError, PassError
 from edgecnn.load import load_model
+from edgecnn.making import too_large
+from edgecnn.prune.prune_channels import PruneChannels
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
 
@@ -144,6 +146,29 @@ def test_pruned_files_stay_float_without_int8(tmp_path: Path, capsys: Captured) 
         run_tflite(tmp_path / "model.tflite", x.transpose(0, 2, 3, 1)),
     )
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "megabytes"), [([], 0.1), (["--fp16"], 0.06), (["--int8"], 0.03)])
+def test_files_are_as_large_as_asked_for(
+    tmp_path: Path, capsys: Captured, examples_dir: Path, kind: list[str], megabytes: float
+) -> None:
+    """LeNet-5 has 61,706 weights: 0.25 MB in float32, 0.127 in float16, 0.072 in int8."""
+    model = str(examples_dir / "lenet5_digits.pt2")
+    arguments = ["--prune-to-mb", f"{megabytes}", *kind, "--epochs", "0", "--no-search", "--data", "digits"]
+    assert main(["compress", model, *arguments, "-o", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for name in ("model.onnx", "model.tflite"):
+        assert 0.9 * megabytes < (tmp_path / name).stat().st_size / 1e6 < 1.03 * megabytes
+    larger = max((tmp_path / name).stat().st_size / 1e6 for name in ("model.onnx", "model.tflite"))
+    assert ("prune_channels was to leave a file of" in out) is (larger > megabytes)
+
+
+def test_a_file_larger_than_pruning_was_to_make_it_is_said() -> None:
+    step = PruneChannels(size_mb=0.5)
+    assert too_large([step], {"onnx": 499_999, "tflite": 625_000}) == [
+        "prune_channels was to leave a file of 0.5 MB, and the tflite file has 0.625 MB: ask for 0.4"
+    ]
+    assert too_large([PruneChannels(ratio=0.5)], {"onnx": 625_000}) == []
 
 
 @pytest.mark.slow

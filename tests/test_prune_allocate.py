@@ -175,11 +175,11 @@ def test_a_budget_out_of_reach_says_the_least_in_reach() -> None:
         PassError, match=r"macs_left 0\.1 cannot be met: the least in reach is 0\.2292 \(330 of 1,440 MACs\)"
     ) as caught:
         choose_channels(TWO, ASCENDING, Target("macs_left", 0.1), "global")
-    assert "ask for 0.23 or more" in caught.value.hint
+    assert "ask for macs_left = 0.23 or more (--prune-macs 0.77 or less)" in caught.value.hint
     choose_channels(TWO, ASCENDING, Target("macs_left", 0.23), "global")
     with pytest.raises(PassError, match=r"params_left 0\.05 cannot be met: the least in reach is 0\.1667"):
         choose_channels(TWO, ASCENDING, Target("params_left", 0.05), "uniform")
-    with pytest.raises(PassError, match=r"size_mb 0\.001 cannot be met: the least in reach is 0\.004 MB"):
+    with pytest.raises(PassError, match=r"size_mb 0\.001 cannot be met: the least in reach is 0\.003 MB"):
         choose_channels(TWO, ASCENDING, Target("size_mb", 0.001, 1.0, num_nodes=10), "uniform")
 
 
@@ -192,10 +192,20 @@ def test_a_ratio_out_of_reach_says_the_largest_in_reach() -> None:
 
 
 def test_file_size_counts_weights_and_nodes() -> None:
-    """36 weights: 12 + 16 + 8; at 4 bytes and one node of 400 bytes 544 bytes."""
-    assert Target("size_mb", 1.0, 4.0, 1).amount(0, 36) == pytest.approx(544e-6)
-    removed = choose_channels(TWO, ASCENDING, Target("size_mb", 500e-6, 4.0, 1), "uniform")
-    assert 0 < macs_and_params(TWO, removed)[1] * 4 + 400 <= 500
+    """36 weights: 12 + 16 + 8; at 4 bytes and one node of 300 bytes 444 bytes."""
+    assert Target("size_mb", 1.0, 4.0, 1).amount(0, 36) == pytest.approx(444e-6)
+    removed = choose_channels(TWO, ASCENDING, Target("size_mb", 400e-6, 4.0, 1), "uniform")
+    assert 0 < macs_and_params(TWO, removed)[1] * 4 + 300 <= 400
+
+
+def test_int8_counts_every_output_channel() -> None:
+    """Layers of 4, 4 and 2 output channels: 36 weights, 10 channels at 30 bytes, one node of 300."""
+    target = Target("size_mb", 1.0, 1.0, 1)
+    made = sum(len(layer.output_channels) for layer in TWO.layers)
+    assert target.spent(TWO) == pytest.approx((36 + 30 * made + 300) / 1e6)
+    first = TWO.layers[0].output_channels[0]
+    left = macs_and_params(TWO, {first})[1]
+    assert target.spent(TWO, frozenset({first})) == pytest.approx((left + 30 * (made - 1) + 300) / 1e6)
 
 
 def test_nothing_prunable_says_why() -> None:

@@ -15,11 +15,14 @@ from torch import nn
 
 from edgecnn.errors import PassError, RecipeError
 from edgecnn.graph.channels import couple_channels, macs_and_params
+from edgecnn.load import LoadOptions, load_model
 from edgecnn.pipeline import PassContext
+from edgecnn.prune import schedule
 from edgecnn.prune.allocate import Limits, Target
 from edgecnn.prune.prune_channels import PruneChannels
 from edgecnn.prune.schedule import CutSettings, cut_in_steps
 from edgecnn.prune.sparse_learning import GroupLasso, shrinkage
+from edgecnn.prune.surgery import cut_channels
 
 
 def training_context(num_images: int = 64) -> PassContext:
@@ -80,6 +83,42 @@ def test_the_record_explains_the_cut() -> None:
     by_layer = {line["layer"]: line for line in record["layers"]}
     assert all(line["channels_left"] <= line["channels"] for line in by_layer.values())
     assert sum(line["macs_left"] for line in by_layer.values()) == record["macs"][1]
+
+
+def test_a_cut_is_held_against_the_network_with_those_channels_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = training_context()
+    PruneChannels(ratio=0.5).run(nets.model("residual"), context)
+    (record,) = context.records
+    assert record["zeroed_error"] <= 1e-5
+    assert record["inexact_reasons"] == []
+
+    def damaged(*arguments: Any) -> Any:
+        cut = cut_channels(*arguments)
+        with torch.no_grad():
+            next(p for p in cut.graph.parameters() if p.dim() == 4).mul_(1.01)
+        return cut
+
+    monkeypatch.setattr(schedule, "cut_channels", damaged)
+    with pytest.raises(PassError, match=r"differ from the zeroed network's by .* expected at most 1e-05"):
+        PruneChannels(ratio=0.5).run(nets.model("residual"), training_context())
+
+
+def test_where_zero_is_not_absent_the_result_says_so() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.Flatten()
+    )
+    model = load_model(network.eval(), LoadOptions(input_shape=(3, 8, 8), preprocess="unit"))
+    context = training_context()
+    after = PruneChannels(ratio=0.5, importance="l2").run(model, context)
+    (record,) = context.records
+    (reason,) = record["inexact_reasons"]
+    assert "group_norm" in reason
+    assert record["zeroed_error"] > 1e-5
+    (warning,) = [text for text in after.warnings if "is not one that is zero" in text]
+    assert reason in warning
+    assert f"{record['zeroed_error']:.1%} of their range" in warning
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -207,7 +246,7 @@ def test_what_cannot_be_pruned_is_refused() -> None:
     with pytest.raises(PassError, match=r"is quantized .*put prune_channels ahead of quantize_static"):
         step.requires(nets.quantized("residual"))
     with pytest.raises(
-        PassError, match=r"nothing in this network can be pruned: .* is an output of the network"
+        PassError, match=r"nothing in this network can be pruned: .* \(is an output of the network\)"
     ):
         step.requires(nets.model("multi_output"))
     with pytest.raises(PassError, match=r"needs calibration images, found none"):

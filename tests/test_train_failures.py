@@ -18,6 +18,7 @@ from edgecnn.train.checkpoint import Checkpoint
 from edgecnn.train.data import TrainData
 from edgecnn.train.failures import DivergedError
 from edgecnn.train.loop import Batch, train
+from edgecnn.train.state import LastGood
 
 
 class Poisoned:
@@ -53,7 +54,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(
     with pytest.raises(DivergedError, match=f"{what}.* at step 18 of 30 .*lower the learning rate") as caught:
         train(make_model(), train_data(), settings, seed=0, objective=Poisoned(17, poison))
     error = caught.value
-    assert (error.step, error.good_step) == (18, 17)
+    assert (error.step, error.good_step) == (18, 16), "step 17 made what failed in step 18"
     assert all(bool(value.isfinite().all()) for value in weights(error.model).values())
     objective = Poisoned(-5, poison)
     reached: dict[int, dict[str, Tensor]] = {}
@@ -64,13 +65,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(
 
     train(make_model(), train_data(validation=16), settings, seed=0, objective=objective, penalty=remember)
     for name, value in error.model.graph.named_parameters():
-        assert torch.equal(value, reached[17][name])
+        assert torch.equal(value, reached[16][name])
 
 
 def test_the_last_good_state_is_kept_beside_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "run" / "a.checkpoint")
     objective = Poisoned(17, lambda loss: loss * float("nan"))
-    expected = r"step 18 of 30 .*the network as it was after step 17 is in .*run/a.last_good.pt2 \(hint"
+    expected = r"step 18 of 30 .*the network as it was after step 16 is in .*run/a.last_good.pt2 \(hint"
     with pytest.raises(DivergedError, match=expected) as caught:
         train(make_model(), train_data(), PLAIN, seed=0, objective=objective, checkpoint=checkpoint)
     assert same(load_model(tmp_path / "run" / "a.last_good.pt2"), caught.value.model)
@@ -81,6 +82,14 @@ def test_a_learning_rate_that_is_too_high_is_noticed() -> None:
     with pytest.raises(DivergedError, match=r"lower the learning rate .learning_rate = 0.02") as caught:
         train(make_model(norm=False), train_data(), settings, seed=0)
     assert caught.value.good_step < caught.value.step
+
+
+def test_a_copy_is_good_once_the_next_steps_show_it() -> None:
+    """The loss of a step is that of the weights ahead of it: 1e28 in step 2 is the fault of step 1."""
+    good = LastGood({"w": torch.tensor(0.0)}, total=5)
+    for step, loss, kept in ((1, 2.0, 0), (2, 1e28, 0), (3, 2.1, 2), (4, 2.0, 3), (5, 2.0, 4)):
+        good.note(step, loss, lambda step=step: {"w": torch.tensor(float(step))})
+        assert (good.step, float(good.tensors["w"])) == (kept, kept), step
 
 
 class Hungry:

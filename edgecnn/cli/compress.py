@@ -104,7 +104,17 @@ def compress(values: Mapping[str, Any]) -> None:
     package.module:factory. Without --data the scales come from made-up images, and accuracy stays unmeasured.
     Images that judge the result are never trained on.
     """
-    parts = ("int8", "qat", "fp16", "int16x8", "prune", "prune_macs", "prune_params", "distill")
+    parts = (
+        "int8",
+        "qat",
+        "fp16",
+        "int16x8",
+        "prune",
+        "prune_macs",
+        "prune_params",
+        "prune_to_mb",
+        "distill",
+    )
     given = [f"--{name.replace('_', '-')}" for name in parts if values[name] not in (None, False)]
     if given and values["recipe"]:
         message = f"{given[0]} makes a recipe of its own; give {given[0]} or --recipe, not both"
@@ -136,7 +146,8 @@ def compress(values: Mapping[str, Any]) -> None:
             _print(error.result.report, values["as_json"])
         raise
     except (EdgeCNNError, KeyboardInterrupt) as error:
-        if "--resume" not in (getattr(error, "hint", None) or ""):
+        again = hasattr(error, "good_step")  # a loss that became NaN: to go on would end at the same step
+        if not again and "--resume" not in (getattr(error, "hint", None) or ""):
             _say_resumable(values["out"])
         raise
     _print(result.report, values["as_json"])
@@ -155,6 +166,7 @@ def _flags(values: Mapping[str, Any]) -> RecipeFlags:
         prune=values["prune"],
         prune_macs=values["prune_macs"],
         prune_params=values["prune_params"],
+        prune_to_mb=values["prune_to_mb"],
         importance=values["importance"],
         distill=values["distill"],
         epochs=values["epochs"],

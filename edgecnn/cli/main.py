@@ -121,9 +121,15 @@ def _say(message: str, hint: str | None) -> None:
     """Print an error and its hint, and where it came from if EDGECNN_DEBUG asks for it."""
     if _debugging():
         traceback.print_exc()
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{_who()}{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+
+
+def _who() -> str:
+    """Return which process speaks, where torchrun started several and this is not the first."""
+    rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return f"process {rank} of {world}: " if rank.isdigit() and int(rank) > 0 else ""
 
 
 def _internal(error: Exception) -> int:

@@ -176,7 +176,16 @@ def recipe_options(command: Command) -> Command:
             "--prune-params", type=float, metavar="FRACTION", help="Remove this fraction of the parameters."
         ),
         click.option(
-            "--importance", metavar="NAME", help="What a channel is worth: taylor, l1, l2, fpgm, bn_scale ..."
+            "--prune-to-mb",
+            type=float,
+            metavar="MB",
+            help="Remove what it takes to bring the larger file down to about this size.",
+        ),
+        click.option(
+            "--importance",
+            metavar="NAME",
+            help="What a channel is worth: taylor, l1, l2, bn_scale, fpgm, lamp, obd, activation, random.  "
+            "[default: taylor; l2 without images]",
         ),
         click.option(
             "--distill", is_flag=True, help="Train against a teacher's answers; labels are not needed."

@@ -77,7 +77,7 @@ def tensor_of(graph: fx.GraphModule, name: str) -> torch.Tensor:
 def nothing_prunable(coupling: Coupling) -> PassError:
     """Return the error for a network of which no channel can be cut, with the commonest reason."""
     frozen = [group for group in coupling.groups if group.frozen is not None]
-    listed = [f"{group.name} {group.frozen}" for group in frozen[:MAX_NAMED]]
+    listed = [f"{group.name} ({group.frozen})" for group in frozen[:MAX_NAMED]]
     more = f" and {len(frozen) - MAX_NAMED} more groups" if len(frozen) > MAX_NAMED else ""
     why = f": {', '.join(listed)}{more}" if listed else ", it has no convolution or linear layer to cut"
     return PassError(

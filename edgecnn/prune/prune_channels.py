@@ -32,6 +32,9 @@ from edgecnn.prune.schedule import (
 
 DEFAULT_RATIO = 0.5
 
+FLOAT_BYTES = 4.0
+"""Of a weight in float32."""
+
 KERNEL_SHARE = 1 / 8
 """Of a group's width, that goes at a time at most where the target chooses: docs/pruning.md says why."""
 
@@ -46,8 +49,9 @@ class PruneChannels:
         ratio: share of the channels that can be cut to remove, 0 <= ratio < 1.
         macs_left: share of the multiply-accumulates that may remain (0.476 for 2.1 times fewer).
         params_left: share of the parameters that may remain.
-        size_mb: size of the file, about, at `bytes_per_weight`; 1 MB = 1,000,000 bytes.
-        bytes_per_weight: what a weight takes in the file: 1 for int8, 4 for float32.
+        size_mb: size of the larger file, about; 1 MB = 1,000,000 bytes. `compress` warns where it is missed.
+        bytes_per_weight: what a weight takes in the file: 1 for int8, 2 for float16, 4 for float32. With 0,
+            `compress` sets it by the passes that follow; elsewhere it is 4.
         importance: what a channel is worth: l1, l2, bn_scale, taylor, fpgm, lamp, obd, activation or random.
         normalization: how scores of different groups are compared: auto, none, mean or max.
         allocation: how many channels go where: uniform, global, cost_aware or sensitivity.
@@ -73,7 +77,7 @@ class PruneChannels:
     macs_left: float | None = None
     params_left: float | None = None
     size_mb: float | None = None
-    bytes_per_weight: float = 1.0
+    bytes_per_weight: float = 0.0
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "obd", "activation", "random"] = (
         "taylor"
     )
@@ -125,7 +129,11 @@ class PruneChannels:
             ("epochs_between", self.epochs_between >= 0, "0 or more"),
             ("learning_rate", self.learning_rate > 0, "a number above 0"),
             ("regularization", self.regularization >= 0, "0 or more"),
-            ("bytes_per_weight", self.bytes_per_weight > 0, "a number above 0"),
+            (
+                "bytes_per_weight",
+                self.bytes_per_weight >= 0,
+                "a number above 0, or 0 for what the recipe makes",
+            ),
             ("size_mb", self.size_mb is None or self.size_mb > 0, "a number above 0"),
         )
         for name, holds, expected in rules:
@@ -180,7 +188,7 @@ class PruneChannels:
         for kind in kinds:
             value = getattr(self, kind)
             if value is not None:
-                return Target(kind, value, self.bytes_per_weight, count_nodes(model))
+                return Target(kind, value, self.bytes_per_weight or FLOAT_BYTES, count_nodes(model))
         return Target("ratio", DEFAULT_RATIO)
 
     def _settings(self, seed: int) -> CutSettings:
@@ -226,6 +234,12 @@ class PruneChannels:
                 f"prune_channels: batch-norm statistics come from {len(samples.indices)} images, "
                 f"{MIN_STATISTICS} or more are better"
             )
+        inexact = dict.fromkeys(reason for cut in cuts for reason in cut.inexact)
+        if inexact:
+            found.append(
+                f"prune_channels: {' and '.join(inexact)}, so a channel that is gone is not one that is "
+                f"zero: the outputs of the two differ by {max(cut.error for cut in cuts):.1%} of their range"
+            )
         if not any(cut.removed for cut in cuts):
             target = self._target(cuts[0].model)
             widest = max(group.size for group in cuttable(cuts[0].coupling))
@@ -256,6 +270,8 @@ class PruneChannels:
                 sum(group.size for group in first.coupling.groups),
                 sum(g.size for g in first.coupling.groups) - sum(len(cut.removed) for cut in cuts),
             ],
+            "zeroed_error": max(cut.error for cut in cuts),
+            "inexact_reasons": list(dict.fromkeys(reason for cut in cuts for reason in cut.inexact)),
             "prunable_fraction": first.coupling.prunable_fraction,
             "frozen_reasons": dict(first.coupling.frozen_reasons),
             "groups": describe_groups(cuts),

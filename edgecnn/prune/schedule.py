@@ -27,7 +27,7 @@ from edgecnn.prune.groups import cuttable
 from edgecnn.prune.importance import DATA_DRIVEN, Normalization, Question, Scores, score_channels
 from edgecnn.prune.samples import Samples
 from edgecnn.prune.sensitivity import Curve, measure_sensitivity, sensitivity_scores
-from edgecnn.prune.surgery import cut_channels
+from edgecnn.prune.surgery import cut_channels, inexact_reasons, verify_cut
 
 Schedule = Literal["one_shot", "iterative", "sparse_learning"]
 
@@ -80,6 +80,9 @@ class Cut:
         macs: before, after.
         params: before, after.
         curves: per group, where the allocation measured them.
+        error: largest difference between the outputs of the cut network and of the network with those
+            channels at zero, relative to the outputs' range.
+        inexact: why the two differ where they may; empty where they must not.
     """
 
     model: Model
@@ -89,6 +92,8 @@ class Cut:
     macs: tuple[int, int]
     params: tuple[int, int]
     curves: tuple[Curve, ...] = ()
+    error: float = 0.0
+    inexact: tuple[str, ...] = ()
 
     def removed_by_group(self) -> dict[str, int]:
         """Return group name -> channels removed."""
@@ -114,7 +119,8 @@ def cut_once(model: Model, target: Target, settings: CutSettings, samples: Sampl
         samples: images, needed where `settings.needs_images`.
 
     Raises:
-        PassError: if nothing can be cut or the target is out of reach.
+        PassError: if nothing can be cut, the target is out of reach, or the cut network does not compute what
+            the network with those channels at zero does.
     """
     coupling = couple_channels(model)
     scores = score_channels(
@@ -129,12 +135,16 @@ def cut_once(model: Model, target: Target, settings: CutSettings, samples: Sampl
     if settings.compensation != "none" and samples is not None and removed:
         moments = gather_moments(model, coupling, samples, second=settings.compensation == "reconstruct")
         prepared = compensate(model, coupling, removed, moments)
-    cut = cut_channels(prepared, coupling, removed) if removed else model
+    cut, error = model, 0.0
+    if removed:
+        cut = cut_channels(prepared, coupling, removed)
+        error = verify_cut(prepared, coupling, removed, cut)
     if settings.reestimate and samples is not None and removed:
         cut = reestimate(cut, samples)
     before, after = macs_and_params(coupling, frozenset()), macs_and_params(coupling, removed)
     macs, params = (before[0], after[0]), (before[1], after[1])
-    return Cut(cut, coupling, scores, removed, macs, params, tuple(curves))
+    inexact = inexact_reasons(coupling, removed)
+    return Cut(cut, coupling, scores, removed, macs, params, tuple(curves), error, inexact)
 
 
 def cut_in_steps(
@@ -181,7 +191,7 @@ def _step_target(target: Target, step: int, steps: int, cuts: list[Cut], present
         wanted = total * (1 - target.value) ** share
         return replace(target, value=max(0.0, 1 - wanted / left) if left else 0.0)
     if target.kind == "size_mb":
-        whole = target.amount(*(cuts[0].macs[0], cuts[0].params[0]) if cuts else _whole(present))
+        whole = target.spent(cuts[0].coupling if cuts else couple_channels(present))
         return replace(target, value=whole * (target.value / whole) ** share if whole else target.value)
     first, last = _spent(target, cuts)
     return replace(target, value=target.value**share * first / last)
@@ -189,10 +199,6 @@ def _step_target(target: Target, step: int, steps: int, cuts: list[Cut], present
 
 def _total(coupling: Coupling) -> int:
     return sum(len(group.channels) for group in cuttable(coupling))
-
-
-def _whole(model: Model) -> tuple[int, int]:
-    return macs_and_params(couple_channels(model), frozenset())
 
 
 def _spent(target: Target, cuts: list[Cut]) -> tuple[float, float]:

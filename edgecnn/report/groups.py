@@ -40,7 +40,7 @@ def print_groups(found: Mapping[str, Any], console: Console | None = None) -> No
     share = percent_text(found["prunable_fraction"], 1)
     console.print(f"{share} of the parameters are in channels that can be cut", highlight=False)
     for reason, params in sorted(found["frozen_reasons"].items(), key=lambda item: -item[1]):
-        console.print(f"  {count_text(params)} are not: {reason}", markup=False, highlight=False)
+        console.print(f"  {count_text(params)} parameters are not: {reason}", markup=False, highlight=False)
     sensitivity = found.get("sensitivity")
     if sensitivity:
         console.print(_explained(sensitivity), highlight=False)

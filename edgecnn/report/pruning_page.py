@@ -100,7 +100,7 @@ def _pruning(detail: Mapping[str, Any]) -> Section:
             share = f" ({percent_text(pair[1] / pair[0], 1)} left)" if pair[0] else ""
             facts.append(f"{count_text(pair[0])} → {count_text(pair[1])} {name}{share}")
     how = [f"{key} {detail[key]}" for key in ("importance", "allocation", "schedule") if detail.get(key)]
-    lead = f"{', '.join(facts)}. {', '.join(how).capitalize()}."
+    lead = f"{', '.join(facts)}. {', '.join(how).capitalize()}.{_checked(detail)}"
     blocks: list[Block] = []
     layers = [layer for layer in detail.get("layers", []) if layer.get("channels_left") is not None]
     if layers:
@@ -114,6 +114,16 @@ def _pruning(detail: Mapping[str, Any]) -> Section:
             Table(("why not cut", "parameters"), tuple(rows), title="Parameters in no channel that can go")
         )
     return Section("Pruning", tuple(blocks), lead)
+
+
+def _checked(detail: Mapping[str, Any]) -> str:
+    """Say how near the cut network is to the one whose channels are zero."""
+    error = detail.get("zeroed_error")
+    if error is None:
+        return ""
+    why = detail.get("inexact_reasons") or ()
+    because = f", as {' and '.join(why)}" if why else ""
+    return f" Cut and with those channels at zero it gives outputs {error:.1g} of their range apart{because}."
 
 
 def _by_count(item: tuple[str, int]) -> int:

@@ -43,7 +43,7 @@ class DivergedError(PassError):
 def divergence_hint(settings: TrainSettings) -> str:
     """Return what to try against NaN."""
     lower = min(settings.learning_rate / 10, _SAFE_LEARNING_RATE)
-    tries = [f"lower the learning rate (learning_rate = {lower:g})"]
+    tries = [f"lower the learning rate (learning_rate = {lower:g}, or --lr {lower:g})"]
     if settings.clip_norm is None:
         tries.append("clip gradients (clip_norm = 1.0)")
     if settings.precision != "float32":
@@ -93,5 +93,6 @@ def out_of_memory_error(batch_size: int, fits: int | None, step: int) -> PassErr
             f"{found}; not even 1 image fits", hint="train on a machine with more memory, or smaller images"
         )
     return PassError(
-        f"{found}; {fits} fit", hint=f"set batch_size = {fits} (and lower the learning rate with it)"
+        f"{found}; {fits} fit",
+        hint=f"set batch_size = {fits}, or --batch-size {fits} (and lower the learning rate with it)",
     )

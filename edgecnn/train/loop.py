@@ -23,7 +23,7 @@ from edgecnn.model import Model
 from edgecnn.pipeline import Progress, SilentProgress
 from edgecnn.train.checkpoint import Checkpoint
 from edgecnn.train.data import BatchMaker, TrainData, check_data, choose_augmentation, hold_out
-from edgecnn.train.distributed import Team, join_team
+from edgecnn.train.distributed import Team, join_team, launched
 from edgecnn.train.losses import SupervisedLoss, choose_loss
 from edgecnn.train.network import TrainingNetwork
 from edgecnn.train.objective import Batch, Objective, Penalty
@@ -122,10 +122,12 @@ def _fit_batch(settings: TrainSettings, data: TrainData, model: Model) -> tuple[
                 f"{size}, the only batch size that the exported graph takes",
                 hint="export the network with a dynamic batch",
             )
-        size = len(data.indices)
+        world = launched().world
+        size = max(len(data.indices) // world, 1) * world
+        share = "all" if size == len(data.indices) else size
         warnings.append(
-            f"{data.dataset.name}: {size} training images, fewer than the batch_size of "
-            f"{settings.batch_size}; each step trains on all of them"
+            f"{data.dataset.name}: {len(data.indices)} training images, fewer than the batch_size of "
+            f"{settings.batch_size}; each step trains on {share} of them"
         )
     return replace(settings, batch_size=size), warnings
 

@@ -103,8 +103,9 @@ class Run:
         """
         devices = [self.network.device] if self.network.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            self.team.require_same("a network, settings or data", self.state.digest(self.batches))
             if checkpoint is not None:
-                self.state.restore(checkpoint, self.batches)
+                self.state.restore(checkpoint, self.batches, self.team)
             self._first_step = self.state.step
             if self.state.result is None:
                 with held_back() as interruption:
@@ -121,8 +122,8 @@ class Run:
     def _train(self, checkpoint: Checkpoint | None, interruption: Interruption) -> None:
         """Take every step that is left."""
         state = self.state
+        self.team.copy_first([*state.trained.values(), *self.network.statistics()])
         self.last_good = LastGood(self._weights(copies=True), self.total, state.step)
-        self.team.average(list(state.trained.values()))
         self._announce()
         self._started = time.perf_counter()
         if state.step == 0:

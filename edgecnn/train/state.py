@@ -16,6 +16,7 @@ from edgecnn.errors import PassError
 from edgecnn.train.checkpoint import Checkpoint, differences
 from edgecnn.train.curves import CurveRecorder
 from edgecnn.train.data import BatchMaker
+from edgecnn.train.distributed import Team
 from edgecnn.train.network import TrainingNetwork
 from edgecnn.train.objective import Objective
 from edgecnn.train.optimize import make_optimizer
@@ -92,21 +93,19 @@ class RunState:
             }
         checkpoint.save(state)
 
-    def restore(self, checkpoint: Checkpoint, batches: BatchMaker) -> None:
-        """Take everything back, if there is a checkpoint.
+    def digest(self, batches: BatchMaker) -> str:
+        """Return a hash of what this run is; weights are left out, as unlike machines round apart."""
+        return _short_hash(json.dumps(self._describe(batches), sort_keys=True))
+
+    def restore(self, checkpoint: Checkpoint, batches: BatchMaker, team: Team) -> None:
+        """Take everything back, if there is a checkpoint; the process that leads reads it for all.
 
         Raises:
             PassError: if it belongs to another run; the message says what differs.
         """
-        state = checkpoint.load()
+        state = team.share(lambda: self._load(checkpoint, batches))
         if state is None:
             return
-        differing = differences(state["run"], self._describe(batches))
-        if differing:
-            raise PassError(
-                f"{checkpoint.path}: the checkpoint belongs to another training run: {'; '.join(differing)}",
-                hint="use the same settings, or remove the checkpoint to start anew",
-            )
         self.step, self.stale, self.stopped = state["step"], state["stale"], state["stopped"]
         self.curves = CurveRecorder(self._total, state["curves"])
         self.warnings = list(state["warnings"])
@@ -124,6 +123,17 @@ class RunState:
         if state["best"] is not None:
             loss, accuracy, tensors = state["best"]
             self.best = Validation(loss, accuracy), {name: t.to(device) for name, t in tensors.items()}
+
+    def _load(self, checkpoint: Checkpoint, batches: BatchMaker) -> dict[str, Any] | None:
+        """Return the state saved last, or None."""
+        state = checkpoint.load()
+        differing = () if state is None else differences(state["run"], self._describe(batches))
+        if differing:
+            raise PassError(
+                f"{checkpoint.path}: the checkpoint belongs to another training run: {'; '.join(differing)}",
+                hint="use the same settings, or remove the checkpoint to start anew",
+            )
+        return state
 
     def _describe(self, batches: BatchMaker) -> dict[str, str]:
         """Say what this run is, so that another one does not continue it."""
@@ -146,7 +156,9 @@ def _short_hash(text: str) -> str:
 
 
 class LastGood:
-    """The weights at the last look at which the loss had not risen.
+    """The weights at the last look that the steps behind it have shown to be good: their loss had not risen.
+
+    The loss of a step is that of the weights ahead of it, so a copy waits until the next look to be judged.
 
     Args:
         tensors: the weights now.
@@ -158,11 +170,12 @@ class LastGood:
         self.tensors = tensors
         self.step = step
         self._interval = max(total // _NUM_LOOKS, 1)
+        self._waiting: tuple[dict[str, Tensor], int] = (tensors, step)
         self._lowest = math.inf
         self._sum, self._count = 0.0, 0
 
     def note(self, step: int, loss: float, copies: Callable[[], dict[str, Tensor]]) -> None:
-        """Take in the loss of a step; now and then take a copy of the weights."""
+        """Take in the loss of a step; now and then judge the copy that waits, and take another."""
         self._sum += loss
         self._count += 1
         if step % self._interval:
@@ -170,5 +183,6 @@ class LastGood:
         mean = self._sum / self._count
         self._sum, self._count = 0.0, 0
         if self._lowest is math.inf or mean <= self._lowest + _TOLERATED_RISE * abs(self._lowest):
-            self.tensors, self.step = copies(), step
+            self.tensors, self.step = self._waiting
+        self._waiting = copies(), step
         self._lowest = min(self._lowest, mean)

@@ -138,14 +138,19 @@ def pad(trace: Trace, node: fx.Node) -> Record:
             sizes[d] = shape[d]
             ids = ids.narrow(d, 0, 1).expand(sizes)
             continue
-        if before < 0 or after < 0 or op_name(node) not in ("pad", "constant_pad_nd"):
+        moves = before < 0 or after < 0 or op_name(node) not in ("pad", "constant_pad_nd")
+        if moves:
             trace.rigid(ids, d, "is cropped or mirrored along the channels")
-        ids = _padded(trace, ids, d, before, after)
+        ids = _padded(trace, ids, d, (before, after), new_channels=not moves)
     constant = float(argument(node, 3 if op_name(node) == "pad" else 2, "value", 0.0) or 0.0)
     return Value(tidy(ids), value.zero and constant == 0.0)
 
 
-def _padded(trace: Trace, ids: Tensor, d: int, before: int, after: int) -> Tensor:
+def _padded(trace: Trace, ids: Tensor, d: int, pads: tuple[int, int], new_channels: bool) -> Tensor:
+    """Return ids with elements put on, or with negative `pads` taken off, at both ends of `d`; those put on
+    are channels of their own, or belong to none.
+    """
+    before, after = pads
     parts = []
     small = compact(ids)
     for count in (before, None, after):
@@ -155,7 +160,7 @@ def _padded(trace: Trace, ids: Tensor, d: int, before: int, after: int) -> Tenso
         elif count > 0:
             sizes = [1] * small.dim()
             sizes[d] = count
-            new = trace.issue(count).reshape(sizes)
+            new = trace.issue(count).reshape(sizes) if new_channels else blank(sizes)
             parts.append(new.expand([*small.shape[:d], count, *small.shape[d + 1 :]]))
     joined = torch.cat(parts, d)
     sizes = list(ids.shape)
