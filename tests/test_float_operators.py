@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgecnn.errors import UnsupportedOpError
 from edgecnn.export.onnx import OnnxOptions, to_onnx
-from edgecnn.export.parity import relative_error
+from edgecnn.export.parity import MAX_RELATIVE_ERROR, relative_error
 from edgecnn.export.tflite import to_tflite
 from edgecnn.graph.build import build_program
 from edgecnn.graph.einsum import parse_product
@@ -119,6 +119,29 @@ def test_float_files(name: str) -> None:
         TfliteSession(to_tflite(program)).run(feeds),
     ):
         assert relative_error(expected, found) < 1e-4
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_variance_is_taken_around_the_mean_everywhere(groups: int) -> None:
+    """1000 +- 1: the mean of squares less the squared mean is 1e6 less 1e6, in steps of 1/16 in float32."""
+    net = nets.Net({"norm": nn.GroupNorm(groups, 3)}, lambda net, x: net.norm(x)).eval()
+    program, x = build_program(nets.as_model(net, (3, 32, 32))), np.random.default_rng(0)
+    given = (1000.0 + x.standard_normal((2, 3, 32, 32))).astype(np.float32)
+    rows = given.astype(np.float64).reshape(2, groups, -1)
+    apart = rows - rows.mean(2, keepdims=True)
+    expected = (apart / np.sqrt(np.square(apart).mean(2, keepdims=True) + 1e-5)).reshape(given.shape)
+    single = rows.astype(np.float32)
+    short = np.square(single).mean(2, keepdims=True) - np.square(single.mean(2, keepdims=True))
+    other = (apart / np.sqrt(np.abs(short))).reshape(given.shape)
+    assert relative_error({"y": expected}, {"y": other}) > 3 * MAX_RELATIVE_ERROR, "it would be seen"
+    feeds = {program.inputs[0]: given}
+    for found in (
+        run_program(program, feeds),
+        onnx_session.run(to_onnx(program), feeds),
+        onnx_session.run(to_onnx(program, OnnxOptions(opset=13)), feeds),
+        TfliteSession(to_tflite(program)).run(feeds),
+    ):
+        assert relative_error({"y": expected}, {"y": next(iter(found.values()))}) < MAX_RELATIVE_ERROR
 
 
 @pytest.mark.parametrize("name", OPERATORS)

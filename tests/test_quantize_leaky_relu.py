@@ -7,6 +7,7 @@ import nets
 import numpy as np
 import onnx_session
 import pytest
+import torch
 import torch.nn.functional as F
 from tflite_session import TfliteSession
 from torch import Tensor, nn
@@ -116,3 +117,45 @@ def test_both_files_are_the_reference_bit_for_bit_around_additions() -> None:
         0.1,
         0.2,
     ]
+
+
+class CrossStage(nn.Module):
+    """As in CSPResNet: a leaky ReLU of each sum, which the next sum reads, and two in one concat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.aside, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(16, 5, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.stem(x), 0.2)
+        for block in self.blocks:
+            y = F.leaky_relu(block(y) + y, 0.1)
+        return self.last(torch.cat([y, F.leaky_relu(self.aside(x), 0.3)], 1)).mean((2, 3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_leaky_relu_between_two_additions(seed: int) -> None:
+    """The later addition binds its output, that its input, and that the operands of the earlier addition."""
+    torch.manual_seed(seed)
+    program = build_program(mixing.leave(nets.prepare(nets.as_model(CrossStage().eval()))))
+
+    def ratio(name: str, output: str) -> float:
+        x, y = (np.float64(program.tensors[n].quant.scale) for n in (name, output))
+        return float(x / y)
+
+    leaky = [op for op in program.ops if op.kind == "leaky_relu"]
+    ratios = [256 * ratio(op.inputs[0], op.output) / (1.0 + 2.0**-18) for op in leaky]
+    assert ratios == pytest.approx([round(r) for r in ratios], abs=1e-4)
+    additions = [op for op in program.ops if op.kind == "add"]
+    assert (len(leaky), len(additions)) == (6, 4)
+    ratios = [2047 * ratio(name, op.output) for op in additions for name in op.inputs]
+    assert ratios == pytest.approx([round(r) for r in ratios], abs=1e-3)
+    feeds = {program.inputs[0]: nets.held_out(32)}
+    (expected,) = run_program(program, feeds).values()
+    found = [TfliteSession(to_tflite(program)).run(feeds)]
+    found += [
+        onnx_session.run(to_onnx(program, OnnxOptions(activation_dtype=t)), feeds) for t in ("uint8", "int8")
+    ]
+    for values in found:
+        np.testing.assert_array_equal(next(iter(values.values())), expected)

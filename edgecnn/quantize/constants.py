@@ -20,7 +20,7 @@ from edgecnn.quantize.parameters import (
     weight_scales,
     widen_for_bias,
 )
-from edgecnn.quantize.ties import tie_free_scale
+from edgecnn.quantize.ties import factor_scale, tie_free_scale
 
 if TYPE_CHECKING:
     from edgecnn.quantize.static import QuantizeStatic
@@ -182,16 +182,19 @@ def dequantized(
         return graph.graph.call_function(qd.dequantize_per_channel.default, args)
 
 
-def quantize_operands(graph: fx.GraphModule, node: fx.Node, y_scale: float) -> None:
+def quantize_operands(
+    graph: fx.GraphModule, node: fx.Node, y_scale: float, x_scale: float | None = None
+) -> None:
     """Replace numbers and parameters that arithmetic reads by int8 constants.
 
-    A number is held exactly: scale |c| / 127 and the integer 127 or -127. A parameter that is added gets a
-    scale without ties.
+    A number is held exactly: scale |c| / 127 and the integer 127 or -127. A parameter gets a scale without
+    ties.
 
     Args:
         graph: edited in place.
         node: an operator that the scheme knows.
         y_scale: scale of its output.
+        x_scale: scale of the operand that is no constant, None where there is none.
     """
     if node.target not in _OPERANDS:
         return
@@ -205,6 +208,8 @@ def quantize_operands(graph: fx.GraphModule, node: fx.Node, y_scale: float) -> N
             scale, zero_point = activation_parameters(float(real.min()), float(real.max()))
             if node.target in _SUMS:
                 scale = tie_free_scale(scale, y_scale)
+            elif node.target is aten.mul.Tensor and x_scale is not None:
+                scale = factor_scale(scale, x_scale, y_scale)
             q = np.clip(np.rint(real / np.float32(scale)) + zero_point, -128, 127)
             values = torch.from_numpy(np.asarray(q, np.int8))
         else:

@@ -25,6 +25,7 @@ from torch import fx
 
 from edgecnn.graph.nodes import argument, aten
 from edgecnn.quantize.annotate import Slots
+from edgecnn.quantize.fitting import Fitting
 
 STEPS = 256
 """XNNPACK's multipliers are whole multiples of 1/256."""
@@ -85,38 +86,22 @@ def exact_slope(scale_x: float, scale_y: float, slope: float) -> float:
     return (k - abs(k) * UPWARD) * scale_y / (STEPS * scale_x)
 
 
-def fit_outputs(
-    slots: Slots,
-    by_root: dict[fx.Node, tuple[float, int]],
-    final: set[fx.Node],
-    node: fx.Node,
-    *,
-    nearest: bool,
-) -> None:
+def fit_output(fitting: Fitting, node: fx.Node) -> None:
     """Fit the scale of a leaky ReLU's output, where it is free, to its input's."""
-    y, x = slots.root(node), _input_root(slots, node)
-    if x is None or x is y or y in final:
+    y, x = fitting.slots.root(node), _input_root(fitting.slots, node)
+    if x is None or x is y or not fitting.is_free(y):
         return
-    scale, zero_point = by_root[y]
-    by_root[y] = (leaky_output_scale(by_root[x][0], scale, slope_of(node), nearest=nearest), zero_point)
-    final.update((x, y))
+    scale_x, scale_y = fitting.scale(x), fitting.scale(y)
+    fitting.settle(x)
+    fitting.settle(y, leaky_output_scale(scale_x, scale_y, slope_of(node), nearest=fitting.nearest))
 
 
-def fit_inputs(
-    slots: Slots,
-    by_root: dict[fx.Node, tuple[float, int]],
-    final: set[fx.Node],
-    node: fx.Node,
-    *,
-    nearest: bool,
-) -> None:
+def fit_input(fitting: Fitting, node: fx.Node) -> None:
     """Fit the scale of a leaky ReLU's input to its output's, where that is bound by what reads it."""
-    y, x = slots.root(node), _input_root(slots, node)
-    if x is None or x is y or y not in final or x in final:
+    y, x = fitting.slots.root(node), _input_root(fitting.slots, node)
+    if x is None or fitting.is_free(y) or not fitting.is_free(x):
         return
-    scale, zero_point = by_root[x]
-    by_root[x] = (leaky_input_scale(scale, by_root[y][0], nearest=nearest), zero_point)
-    final.add(x)
+    fitting.settle(x, leaky_input_scale(fitting.scale(x), fitting.scale(y), nearest=fitting.nearest))
 
 
 def write_slopes(

@@ -324,7 +324,8 @@ def quantize_all_operands(
     for node in list(graph.graph.nodes):
         if node not in floats and spec_of(node) is not None and not has_weight(node):
             held = node if node in parameters else next(iter(node.users), node)  # its clamp
-            quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0])
+            x_scale = next((parameters[x][0] for x in node.all_input_nodes if x in parameters), None)
+            quantize_operands(graph, node, parameters.get(held, (1.0, 0))[0], x_scale)
 
 
 def has_weight(node: fx.Node) -> bool:

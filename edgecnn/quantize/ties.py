@@ -26,7 +26,8 @@ from torch import fx
 
 from edgecnn.graph.nodes import aten
 from edgecnn.quantize.annotate import Slots, fuses_into_clamp
-from edgecnn.quantize.leaky_relu import fit_inputs, fit_outputs
+from edgecnn.quantize.fitting import Fitting
+from edgecnn.quantize.leaky_relu import fit_input, fit_output
 
 _PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 _SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.rsub.Scalar})
@@ -36,7 +37,7 @@ DENOMINATOR = 2047
 
 
 PRODUCT_DENOMINATOR = 4095
-"""Larger, since a product's ratio is small: 1/128 for a sigmoid gate, whose scale then grows by up to 3 %."""
+"""About so large is that of a product, which then grows by at most 2/4095."""
 
 
 def tie_free_scale(scale: float, scale_y: float, *, nearest: bool = False) -> float:
@@ -85,17 +86,42 @@ def mean_scale(scale_x: float, scale_y: float, count: int, *, nearest: bool = Fa
 
 
 def product_scale(scale_a: float, scale_b: float, scale_y: float, *, nearest: bool = False) -> float:
-    """Return the smallest scale, at most 0.5 % below `scale_y`, with scale_a scale_b / scale = p / 4095.
+    """Return the smallest scale not below `scale_y`, or the nearest, with scale_a scale_b / scale = p / D.
 
-    `nearest` is the nearest such scale.
+    p is what fits 4095 best, and D the odd number next to what p asks for: it moves the scale by less than p.
 
-    Example: a gate in steps of 1/256 on values in the product's own scale: p = 16 for 15.996.
-        >>> round(product_scale(1 / 256, 1.0, 1.0), 4)
-        0.9998
+    Example: a gate in steps of 1/256 on values in the product's own scale: 16 / 4097 for 16 / 4096.
+        >>> round(product_scale(1 / 256, 1.0, 1.0), 5)
+        1.00024
     """
-    p = scale_a * scale_b / scale_y * PRODUCT_DENOMINATOR
-    p = max(round(p) if nearest else math.floor(p * 1.005), 1)
-    return float(np.float32(scale_a * scale_b * PRODUCT_DENOMINATOR / p))
+    p, ratio = _product_steps(scale_a, scale_b, scale_y)
+    return float(np.float32(scale_a * scale_b * _odd(p / ratio, nearest=nearest, up=True) / p))
+
+
+def factor_scale(scale_a: float, scale_b: float, scale_y: float, *, nearest: bool = False) -> float:
+    """Return the smallest scale not below `scale_a`, or the nearest, with scale * scale_b / scale_y = p / D.
+
+    Example: the gate of 1/256 again, where an addition has bound the product: 16 / 4095.
+        >>> round(factor_scale(1.0, 1 / 256, 1.0), 5)
+        1.00024
+    """
+    p, ratio = _product_steps(scale_a, scale_b, scale_y)
+    return float(np.float32(p * scale_y / (scale_b * _odd(p / ratio, nearest=nearest, up=False))))
+
+
+def _product_steps(scale_a: float, scale_b: float, scale_y: float) -> tuple[int, float]:
+    """Return p and the ratio that p / D is to be close to."""
+    ratio = scale_a * scale_b / scale_y
+    return max(round(ratio * PRODUCT_DENOMINATOR), 1), ratio
+
+
+def _odd(value: float, *, nearest: bool, up: bool) -> int:
+    """Return the odd whole number next to a value: the nearest, the first above it or the first below."""
+    if nearest:
+        return 2 * round((value - 1.0) / 2.0) + 1
+    slack = 1e-6 if up else -1e-6
+    halves = (value * (1.0 - slack) - 1.0) / 2.0
+    return 2 * (math.ceil(halves) if up else math.floor(halves)) + 1
 
 
 def remove_ties(
@@ -105,17 +131,18 @@ def remove_ties(
     *,
     nearest: bool = False,
 ) -> None:
-    """Adjust the scales of slots that additions and subtractions read, or that means and products write.
+    """Adjust the scales that additions, subtractions, products, means and leaky ReLUs read and write.
 
     Ranges only grow, unless `nearest`.
 
     The output of an addition with a number, or with a value whose parameters are prescribed, is adjusted too.
 
-    Additions are taken from the last to the first, so that an output's scale is final before its operands
-    are fitted to it. A slot that two additions read is fitted to the later one alone. Means and
-    products follow from the first to the last, each fitted to inputs that are final: a mean often averages a
-    product. A leaky ReLU is fitted with them, or its input to it where an addition has bound its output
-    (`leaky_relu`).
+    From the last operator to the first, so that an output's scale is settled before what it is made of is
+    fitted to it: the operands of additions, and where that has bound what a leaky ReLU or a product writes,
+    the input of the one (`leaky_relu`) and a factor of the other; that of a product whose factors are both
+    free comes last, after the additions that may make them. A slot that two of them read is fitted to the
+    later one alone. What means, products and leaky ReLUs write without being bound
+    follows from the first to the last, each fitted to settled inputs: a mean often averages a product.
 
     Args:
         slots: of the graph.
@@ -124,65 +151,90 @@ def remove_ties(
         nearest: change every scale as little as it takes, be it to a smaller one: for scales that were
             learned, which have no range that they must cover.
     """
-    final = {slots.root(node) for node in slots.fixed}
+    fitting = Fitting(slots, by_root, {slots.root(node) for node in slots.fixed}, nearest)
     integer = [held for held in slots.held if held not in slots.floats.nodes]
-    for held in reversed(integer):
-        _fit_addition(slots, by_root, final, held, nearest=nearest)
-    for held in reversed(integer):
-        fit_inputs(slots, by_root, final, held, nearest=nearest)
+    for both_free in (False, True):
+        for held in reversed(integer):
+            _fit_operands(fitting, held)
+            fit_input(fitting, held)
+            _fit_factor(fitting, held, both_free=both_free)
     for held in integer:
-        fit_outputs(slots, by_root, final, held, nearest=nearest)
-        y = slots.root(held)
-        if y in final:
-            continue
-        scale, zero_point = by_root[y]
-        source, product = held.args[0] if held.args else None, _arithmetic(held, _PRODUCTS)
-        factors = [] if product is None else [_factor_scale(slots, by_root, a) for a in product.args[:2]]
-        if held in mean_counts and isinstance(source, fx.Node) and source in slots.parent:
-            scale_x = by_root[slots.root(source)][0]
-            by_root[y] = (mean_scale(scale_x, scale, mean_counts[held], nearest=nearest), zero_point)
-            final.add(y)
-        elif factors and all(factors):
-            by_root[y] = (product_scale(factors[0], factors[1], scale, nearest=nearest), zero_point)
-            final.add(y)
+        fit_output(fitting, held)
+        _fit_mean(fitting, held, mean_counts.get(held, 0))
+        _fit_product(fitting, held)
+        fit_input(fitting, held)  # where a concat shares the output with what came first
+        _fit_factor(fitting, held, both_free=True)
 
 
-def _fit_addition(
-    slots: Slots,
-    by_root: dict[fx.Node, tuple[float, int]],
-    final: set[fx.Node],
-    held: fx.Node,
-    *,
-    nearest: bool,
-) -> None:
+def _fit_operands(fitting: Fitting, held: fx.Node) -> None:
     """Fit the operands of an addition to its output, and that to a number or prescribed scale among them."""
     addition = _arithmetic(held, _SUMS)
     if addition is None:
         return
-    y = slots.root(held)
-    offset = _prescribed_step(slots, addition, by_root[y][0])
-    if offset and y not in final:
-        scale, zero_point = by_root[y]
-        by_root[y] = (offset_scale(offset, scale), zero_point)
-    final.add(y)
+    y = fitting.slots.root(held)
+    offset = _prescribed_step(fitting.slots, addition, fitting.scale(y))
+    fitting.settle(y, offset_scale(offset, fitting.scale(y)) if offset else None)
     for operand in addition.args[:2]:
-        if not isinstance(operand, fx.Node) or operand not in slots.parent:
-            continue
-        root = slots.root(operand)
-        if root in final:
-            continue
-        scale, zero_point = by_root[root]
-        by_root[root] = (tie_free_scale(scale, by_root[y][0], nearest=nearest), zero_point)
-        final.add(root)
+        root = fitting.root(operand)
+        if root is not None and fitting.is_free(root):
+            scale = tie_free_scale(fitting.scale(root), fitting.scale(y), nearest=fitting.nearest)
+            fitting.settle(root, scale)
 
 
-def _factor_scale(slots: Slots, by_root: Mapping[fx.Node, tuple[float, int]], factor: object) -> float:
+def _fit_factor(fitting: Fitting, held: fx.Node, *, both_free: bool) -> None:
+    """Fit a free factor of a product to its output, where that is bound by what reads it.
+
+    The other factor has to be settled, unless `both_free`.
+    """
+    product, y = _arithmetic(held, _PRODUCTS), fitting.slots.root(held)
+    if product is None or fitting.is_free(y):
+        return
+    first, second = product.args[:2]
+    for factor, other in ((first, second), (second, first)):
+        root, gate, scale_b = fitting.root(factor), fitting.root(other), _factor_scale(fitting, other)
+        if root is None or not fitting.is_free(root) or root is gate or not scale_b:
+            continue
+        if gate is not None and fitting.is_free(gate) and not both_free:
+            continue
+        scale = factor_scale(fitting.scale(root), scale_b, fitting.scale(y), nearest=fitting.nearest)
+        fitting.settle(root, scale)
+        _settle_all(fitting, product)
+        return
+
+
+def _fit_mean(fitting: Fitting, held: fx.Node, count: int) -> None:
+    """Fit the output of a mean, where it is free, to its input."""
+    y, x = fitting.slots.root(held), fitting.root(held.args[0]) if held.args else None
+    if not count or x is None or not fitting.is_free(y):
+        return
+    fitting.settle(x)
+    fitting.settle(y, mean_scale(fitting.scale(x), fitting.scale(y), count, nearest=fitting.nearest))
+
+
+def _fit_product(fitting: Fitting, held: fx.Node) -> None:
+    """Fit the output of a product, where it is free, to its factors."""
+    product, y = _arithmetic(held, _PRODUCTS), fitting.slots.root(held)
+    if product is None or not fitting.is_free(y):
+        return
+    scale_a, scale_b = (_factor_scale(fitting, factor) for factor in product.args[:2])
+    if scale_a and scale_b:
+        _settle_all(fitting, product)
+        fitting.settle(y, product_scale(scale_a, scale_b, fitting.scale(y), nearest=fitting.nearest))
+
+
+def _settle_all(fitting: Fitting, product: fx.Node) -> None:
+    """Let the factors of a product keep their scales."""
+    for root in map(fitting.root, product.args[:2]):
+        if root is not None:
+            fitting.settle(root)
+
+
+def _factor_scale(fitting: Fitting, factor: object) -> float:
     """Return the scale a factor is held in, 0 where it is not known yet (a parameter)."""
     if isinstance(factor, (int, float)):
         return abs(float(factor)) / 127.0
-    if isinstance(factor, fx.Node) and factor in slots.parent:
-        return by_root[slots.root(factor)][0]
-    return 0.0
+    root = fitting.root(factor)
+    return 0.0 if root is None else fitting.scale(root)
 
 
 def _prescribed_step(slots: Slots, addition: fx.Node, scale_y: float) -> float:
