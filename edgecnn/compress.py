@@ -34,8 +34,9 @@ from edgecnn.proof import temporary_folder
 from edgecnn.quantize.islands import FLOAT_ISLANDS, FLOAT_LAYERS
 from edgecnn.recipe import Recipe
 from edgecnn.report import Report
-from edgecnn.report.build import ReportParts, budget_misses, build_report, held_without_labels, largest_drop
+from edgecnn.report.build import ReportParts, build_report
 from edgecnn.report.html import render_compress_html
+from edgecnn.report.misses import budget_misses, held_without_labels, largest_drop
 from edgecnn.resume import Resumable
 from edgecnn.train.distributed import launched, leave_team
 

@@ -13,8 +13,8 @@ from reports import REPORT
 from edgecnn.cli.main import main
 from edgecnn.report.bench_results import EMULATED, BenchReport, Comparison
 from edgecnn.report.budgets import Budgets, Check, run_checks
-from edgecnn.report.build import budget_misses
 from edgecnn.report.junit import render_junit
+from edgecnn.report.misses import budget_misses
 from edgecnn.report.reading import FoundReport
 
 

@@ -278,8 +278,8 @@ class TestRunner:
         proof = importlib.import_module("edgecnn.contract")
         right, run_op = proof.run_program, proof.run_op
 
-        def off(program: Any, feeds: Any) -> Any:
-            return {name: value + 1.0 for name, value in right(program, feeds).items()}
+        def off(program: Any, feeds: Any, **options: Any) -> Any:
+            return {name: value + 1.0 for name, value in right(program, feeds, **options).items()}
 
         def op_off(program: Any, op: Any, inputs: Any) -> Any:
             value = run_op(program, op, inputs)

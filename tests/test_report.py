@@ -14,7 +14,7 @@ from rich.console import Console
 from edgecnn.devices.kernels import kernels_for
 from edgecnn.errors import DataError
 from edgecnn.report import ParityFigures, Report, SpeedupFigures
-from edgecnn.report.build import budget_misses
+from edgecnn.report.misses import budget_misses
 from edgecnn.report.terminal import print_inspection, print_report
 from edgecnn.runner.preprocess import Preprocess
 

@@ -14,7 +14,7 @@ from reports import REPORT
 
 from edgecnn.making import Plan
 from edgecnn.recipe import Recipe
-from edgecnn.report.build import budget_misses
+from edgecnn.report.misses import budget_misses
 from edgecnn.report.results import AccuracyFigures, SpeedupFigures
 from edgecnn.search import guard as guard_module
 from edgecnn.search import speed as speed_module

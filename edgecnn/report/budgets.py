@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from edgecnn.report.bench_results import EMULATED, BenchReport, BenchRun
-from edgecnn.report.build import largest_drop
+from edgecnn.report.misses import largest_drop
 from edgecnn.report.reading import FoundReport
 from edgecnn.report.results import Report
 

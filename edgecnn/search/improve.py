@@ -8,7 +8,7 @@ from typing import Any
 from edgecnn.devices.profile import Device
 from edgecnn.judgement import Made
 from edgecnn.making import Maker, Plan, Prepared, widens
-from edgecnn.report.build import largest_drop
+from edgecnn.report.misses import largest_drop
 from edgecnn.report.results import Report
 from edgecnn.search.cures import is_static, quantizer_of
 from edgecnn.search.guard import Guard
