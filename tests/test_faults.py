@@ -281,8 +281,8 @@ class TestRunner:
         def off(program: Any, feeds: Any, **options: Any) -> Any:
             return {name: value + 1.0 for name, value in right(program, feeds, **options).items()}
 
-        def op_off(program: Any, op: Any, inputs: Any) -> Any:
-            value = run_op(program, op, inputs)
+        def op_off(program: Any, op: Any, inputs: Any, **options: Any) -> Any:
+            value = run_op(program, op, inputs, **options)
             return value // 2 if op.kind == "conv2d" else value
 
         monkeypatch.setattr(proof, "run_program", off)

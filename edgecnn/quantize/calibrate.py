@@ -43,15 +43,12 @@ class Statistics:
 
     Attributes:
         observers: per observed node.
-        heeded: (low, high) that a value is clamped to before its observer sees it, as nobody tells apart
-            what is beyond.
         ranges: (low, high) that each observer chose, once all images were seen.
         input_means: layer node -> mean of its input per channel, float64 (c_in,).
         num_images: images seen.
     """
 
     observers: dict[fx.Node, Observer]
-    heeded: dict[fx.Node, tuple[float, float]] = field(default_factory=dict)
     ranges: dict[fx.Node, tuple[float, float]] = field(default_factory=dict)
     input_means: dict[fx.Node, npt.NDArray[np.float64]] = field(default_factory=dict)
     num_images: int = 0
@@ -62,14 +59,7 @@ class _Shared:
     """An observer that several threads show values to, one at a time."""
 
     observer: Observer
-    heeded: tuple[float, float] | None
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def observe(self, value: torch.Tensor) -> None:
-        """Show a value."""
-        seen = value if self.heeded is None else value.clamp(*self.heeded)
-        with self.lock:
-            self.observer.observe(seen)
 
 
 class _Watcher(fx.Interpreter):
@@ -99,7 +89,8 @@ class _Watcher(fx.Interpreter):
         value = self._overwrite(n) if self._may_overwrite(n) else super().run_node(n)
         shared = self.observers.get(n)
         if shared is not None:
-            shared.observe(value)
+            with shared.lock:
+                shared.observer.observe(value)
         return value
 
     def _may_overwrite(self, n: fx.Node) -> bool:
@@ -151,10 +142,7 @@ class _Pool:
         self._threads = torch.get_num_threads()
         ordered = any(isinstance(o, MovingAverageObserver) for o in statistics.observers.values())
         self._workers = 1 if ordered else min(self._threads, MAX_WORKERS)
-        shared = {
-            node: _Shared(observer, statistics.heeded.get(node))
-            for node, observer in statistics.observers.items()
-        }
+        shared = {node: _Shared(observer) for node, observer in statistics.observers.items()}
         self._watchers: SimpleQueue[_Watcher] = SimpleQueue()
         for _ in range(self._workers):
             self._watchers.put(_Watcher(graph, shared, layers))

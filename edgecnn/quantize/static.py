@@ -34,7 +34,6 @@ from edgecnn.quantize.calibrate import Statistics, calibrate, calibration_batche
 from edgecnn.quantize.concats import apart_text, concats_far_apart
 from edgecnn.quantize.constants import fold_constants, quantize_layer, quantize_operands
 from edgecnn.quantize.float_layers import FloatPlan, match_layers, plan_float, shrinks
-from edgecnn.quantize.heeded import heeded_ranges
 from edgecnn.quantize.islands import (
     FLOAT_LAYERS,
     float_records,
@@ -201,7 +200,7 @@ class QuantizeStatic:
         layers = frozenset(n for n in work.graph.graph.nodes if has_weight(n) and n not in floats.nodes)
         observed = [*slots.sources, *(n for n in slots.held if shrinks(n) and n not in slots.sources)]
         observers = {node: make_observer(self.observer) for node in observed}
-        statistics = Statistics(observers, heeded_ranges(observed))
+        statistics = Statistics(observers)
         indices = context.calibration_indices[: self.num_samples]
         watched = layers if self.bias_correction else frozenset()
         calibrate(work, statistics, watched, context.calibration, indices, context.progress)
