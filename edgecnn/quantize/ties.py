@@ -141,8 +141,8 @@ def remove_ties(
     fitted to it: the operands of additions, and where that has bound what a leaky ReLU or a product writes,
     the input of the one (`leaky_relu`) and a factor of the other; that of a product whose factors are both
     free comes last, after the additions that may make them. A slot that two of them read is fitted to the
-    later one alone. What means, products and leaky ReLUs write without being bound
-    follows from the first to the last, each fitted to settled inputs: a mean often averages a product.
+    later one alone. What means, products and leaky ReLUs write without being bound follows from the first to
+    the last, each fitted to settled inputs: a mean often averages a product.
 
     Args:
         slots: of the graph.
