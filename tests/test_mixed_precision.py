@@ -149,7 +149,7 @@ def compress_example(tmp_path: Path, examples_dir: Path, layer: str) -> subproce
 def test_a_recipe_with_float_layers(tmp_path: Path, examples_dir: Path) -> None:
     done = compress_example(tmp_path, examples_dir, "classifier.*")
     assert done.returncode == 0, done.stderr
-    assert "as asked: features.0, features.2" in " ".join(done.stdout.split())
+    assert "by the recipe: features.0, features.2" in " ".join(done.stdout.split())
     assert "left in float" not in done.stdout, "a wish is no warning"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (detail,) = [d for d in report["details"] if d["kind"] == "float_layers"]

@@ -248,11 +248,11 @@ def _search_rows(report: Report) -> list[list[RenderableType]]:
 
 
 def float_layers_text(detail: Mapping[str, Any]) -> str:
-    """Return which layers of a quantized network compute in float, as asked.
+    """Return which layers of a quantized network compute in float, by the recipe.
 
     Example:
         >>> float_layers_text({"asked": ["fc"], "layers": ["fc (aten.linear.default)"]})
-        '1 operator, as asked: fc'
+        '1 operator, by the recipe: fc'
         >>> float_layers_text({"asked": [], "layers": ["cat (aten.cat.default)"]})
         '1 operator at the output: cat'
     """
@@ -261,7 +261,7 @@ def float_layers_text(detail: Mapping[str, Any]) -> str:
     shown = ", ".join(layers[:MOST_NAMED]) + (
         f" and {len(layers) - MOST_NAMED} more" * (len(layers) > MOST_NAMED)
     )
-    why = ", as asked" if detail["asked"] else " at the output"
+    why = ", by the recipe" if detail["asked"] else " at the output"
     return f"{count} operator{'s' * (count != 1)}{why}: {shown or 'none'}"
 
 
